@@ -1,0 +1,3 @@
+from lnorm.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,856 @@
+# cython: language_level=3, binding=True, embedsignature=False
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True, autotestdict=False
+"""The driver: from NumPy arrays to the kernels.
+
+One door for each pass. Plain arrays (C-contiguous, aligned, native, normalized over the last axis) go straight to the
+kernels; everything else goes through the planning in functional.py and comes back to `forward` and `backward` below.
+Here are no axes, no formulas and no instruction sets: pointers, strides, threads.
+"""
+
+cimport numpy as cnp
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cython.parallel cimport prange
+from libc.math cimport NAN, isfinite
+from libc.stddef cimport ptrdiff_t
+from libc.string cimport memset
+
+import os
+import threading
+
+import numpy as np
+
+cnp.import_array()
+cnp.import_ufunc()
+
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define LNORM_OPENMP _OPENMP
+    #else
+    #define LNORM_OPENMP 0
+    static int omp_get_max_threads(void) { return 1; }
+    #endif
+    """
+    int LNORM_OPENMP
+    int omp_get_max_threads() noexcept nogil
+
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+
+cdef extern from "<fenv.h>" nogil:
+    ctypedef struct fenv_t:
+        pass
+    int feholdexcept(fenv_t *) noexcept
+    int fesetenv(const fenv_t *) noexcept
+
+
+cdef extern from "kernels/kernels.h" nogil:
+    enum:
+        LNORM_MAXDIMS
+        LNORM_BLOCK
+        LNORM_X
+        LNORM_SCALE
+        LNORM_OFFSET
+        LNORM_Y
+        LNORM_GRAD
+        LNORM_OPERANDS
+        LNORM_DY
+        LNORM_DX
+
+    ctypedef struct lnorm_operand:
+        char *data
+        ptrdiff_t outer[64]
+        ptrdiff_t inner[64]
+        bint contiguous
+        bint block
+
+    ctypedef struct lnorm_job:
+        int outer_ndim
+        int inner_ndim
+        ptrdiff_t outer_shape[64]
+        ptrdiff_t inner_shape[64]
+        ptrdiff_t n
+        double epsilon
+        double *mean
+        double *rstd
+        bint stream
+        lnorm_operand op[5]
+
+    ctypedef struct lnorm_row:
+        pass
+
+    ctypedef struct lnorm_kernels:
+        void (*forward)(const lnorm_job *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*backward_sums)(const lnorm_job *, ptrdiff_t, ptrdiff_t, lnorm_row *) noexcept nogil
+        void (*backward_sweep)(const lnorm_job *, ptrdiff_t, ptrdiff_t, const lnorm_row *, ptrdiff_t, ptrdiff_t,
+                               double *, double *) noexcept nogil
+
+    ctypedef struct lnorm_isa:
+        const char *name
+        bint (*runnable)() noexcept
+        lnorm_kernels float32
+        lnorm_kernels float64
+
+    const lnorm_isa lnorm_isas[]
+    const int lnorm_isa_count
+    void lnorm_add_partial(const lnorm_job *, ptrdiff_t, ptrdiff_t, const double *, double *, ptrdiff_t, ptrdiff_t) noexcept
+    const char *lnorm_compiler()
+
+
+# --- which kernels -------------------------------------------------------------------------------------------------
+
+cdef const lnorm_isa *isa = NULL
+
+
+def instruction_sets():
+    """(compiled in, runnable here, in use), best first."""
+    compiled = [lnorm_isas[i].name.decode() for i in range(lnorm_isa_count)]
+    runnable = [lnorm_isas[i].name.decode() for i in range(lnorm_isa_count) if lnorm_isas[i].runnable()]
+    return compiled, runnable, isa.name.decode() if isa is not NULL else None
+
+
+def compiler():
+    """The C compiler that built the kernels."""
+    return lnorm_compiler().decode()
+
+
+def openmp():
+    """The date of the OpenMP specification (yyyymm) that the driver was built with; 0 without OpenMP."""
+    return LNORM_OPENMP
+
+
+cdef int choose_isa() except -1:
+    global isa
+    compiled, runnable, _ = instruction_sets()
+    wanted = os.environ.get("LNORM_ISA") or runnable[0]
+    if wanted not in runnable:
+        what = "cannot run on this CPU" if wanted in compiled else "is not known"
+        raise ImportError(f"LNORM_ISA={wanted!r} {what}; valid here: {', '.join(runnable)}")
+    isa = &lnorm_isas[compiled.index(wanted)]
+    return 0
+
+
+choose_isa()
+
+
+cdef inline const lnorm_kernels *kernels_of(int typenum) noexcept nogil:
+    return &isa.float32 if typenum == cnp.NPY_FLOAT32 else &isa.float64
+
+
+# --- how many threads ----------------------------------------------------------------------------------------------
+
+# A parallel region costs some microseconds, more where the cores are busy: below so many elements one thread is faster.
+cdef enum:
+    PARALLEL_ELEMENTS = 1 << 16
+    NOGIL_ELEMENTS = 1 << 14  # some microseconds: what giving the GIL away and taking it back may cost
+
+cdef int threads_requested = 0  # by set_num_threads or LNORM_NUM_THREADS; 0: none
+cdef int threads_limit = 1      # CPUs of the affinity mask and the cgroup quota, read at import
+cdef bint forked = False        # libgomp hangs in a forked child after a parallel region of its parent
+cdef unsigned long main_thread = threading.main_thread().ident
+
+
+cdef int num_threads() noexcept nogil:
+    if forked or not LNORM_OPENMP:
+        return 1
+    if threads_requested:
+        return threads_requested
+    if PyThread_get_thread_ident() != main_thread:  # libgomp gives each Python thread a pool of its own
+        return 1
+    return max(1, min(omp_get_max_threads(), threads_limit))
+
+
+def get_num_threads():
+    """Threads that a call from the calling thread may use.
+
+    Returns
+    -------
+    int
+        The number given to `set_num_threads` or ``LNORM_NUM_THREADS``. Without one: OpenMP's number
+        (``OMP_NUM_THREADS``, threadpoolctl), but never more than the CPUs of the affinity mask and the cgroup quota, and 1
+        off the main thread. Always 1 in a forked child and in a build without OpenMP.
+
+    Examples
+    --------
+    >>> import lnorm
+    >>> lnorm.get_num_threads() >= 1
+    True
+    """
+    return num_threads()
+
+
+def set_num_threads(n):
+    """Set the number of threads for all later calls, from any Python thread.
+
+    The results do not depend on it, to the last bit.
+
+    Parameters
+    ----------
+    n : int or None
+        At least 1. None brings back the default, see `get_num_threads`.
+
+    Raises
+    ------
+    TypeError
+        If `n` is neither an int nor None.
+    ValueError
+        If `n` is less than 1.
+
+    Examples
+    --------
+    >>> import lnorm
+    >>> lnorm.set_num_threads(1)
+    >>> lnorm.get_num_threads()
+    1
+    >>> lnorm.set_num_threads(None)
+    """
+    global threads_requested
+    if n is None:
+        threads_requested = 0
+        return
+    try:
+        value = n.__index__()
+    except (AttributeError, TypeError):
+        raise TypeError(f"n must be an int of at least 1, or None for the default, got {n!r}") from None
+    if not 1 <= value <= 0x7FFF:
+        raise ValueError(f"n must be from 1 to {0x7FFF}, or None for the default, got {n!r}")
+    threads_requested = value
+
+
+def decided_by():
+    """What `get_num_threads` comes from, in the calling thread."""
+    if not LNORM_OPENMP:
+        return "build without OpenMP"
+    if forked:
+        return "forked child"
+    if threads_requested:
+        return "set_num_threads or LNORM_NUM_THREADS"
+    if PyThread_get_thread_ident() != main_thread:
+        return "not the main thread"
+    return "OpenMP" if omp_get_max_threads() <= threads_limit else "affinity mask or cgroup quota"
+
+
+def limit_threads(int n):
+    """Never use more than n threads by default."""
+    global threads_limit
+    threads_limit = n
+
+
+def _after_fork_in_child():
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# --- the jobs ------------------------------------------------------------------------------------------------------
+
+# What an absent scale and offset are: one block that serves every row.
+cdef object ones_f32 = np.ones(LNORM_BLOCK, np.float32), ones_f64 = np.ones(LNORM_BLOCK, np.float64)
+cdef object zeros_f32 = np.zeros(LNORM_BLOCK, np.float32), zeros_f64 = np.zeros(LNORM_BLOCK, np.float64)
+cdef char *ones_float32 = <char *>cnp.PyArray_DATA(ones_f32)
+cdef char *ones_float64 = <char *>cnp.PyArray_DATA(ones_f64)
+cdef char *zeros_float32 = <char *>cnp.PyArray_DATA(zeros_f32)
+cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
+
+# Results that will not be in the caches when the call ends are written around them. Level 3 where the system tells.
+cdef ptrdiff_t stream_bytes = 32 << 20
+try:
+    stream_bytes = max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 8 << 20)
+except (AttributeError, OSError, ValueError):
+    pass
+
+
+cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
+    """Operand k of a job with one outer and one inner dimension."""
+    job.op[k].data = data
+    job.op[k].outer[0] = outer
+    job.op[k].inner[0] = inner
+    job.op[k].contiguous = True
+    job.op[k].block = False
+
+
+cdef inline void set_absent(lnorm_job *job, int k, int typenum) noexcept nogil:
+    """No scale is a scale of ones, no offset is an offset of zeros."""
+    cdef int d
+    if k == LNORM_SCALE:
+        job.op[k].data = ones_float32 if typenum == cnp.NPY_FLOAT32 else ones_float64
+    else:
+        job.op[k].data = zeros_float32 if typenum == cnp.NPY_FLOAT32 else zeros_float64
+    for d in range(job.outer_ndim):
+        job.op[k].outer[d] = 0
+    job.op[k].contiguous = False
+    job.op[k].block = True
+
+
+cdef inline bint mergeable(ptrdiff_t **strides, int a, int b, ptrdiff_t size_b) noexcept:
+    cdef int k
+    for k in range(LNORM_OPERANDS):
+        if strides[k] != NULL and strides[k][a] != strides[k][b] * size_b:
+            return False
+    return True
+
+
+cdef int merge(ptrdiff_t *shape, ptrdiff_t **strides, int begin, int end, ptrdiff_t *out_shape,
+               ptrdiff_t **out_strides) noexcept:
+    """Dimensions begin <= d < end, those of size 1 left out and neighbours made one where every operand allows it."""
+    cdef int d, k, last = -1, ndim = 0
+    for d in range(begin, end):
+        if shape[d] == 1:
+            continue
+        if last >= 0 and mergeable(strides, last, d, shape[d]):
+            out_shape[ndim - 1] *= shape[d]
+        else:
+            out_shape[ndim] = shape[d]
+            ndim += 1
+        for k in range(LNORM_OPERANDS):
+            if strides[k] != NULL:
+                out_strides[k][ndim - 1] = strides[k][d]
+        last = d
+    return ndim
+
+
+cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1:
+    """A job over arrays of one shape, the last `core` axes of which are normalized. An absent array is None."""
+    cdef cnp.ndarray x = arrays[LNORM_X]
+    cdef int k, d, ndim = cnp.PyArray_NDIM(x)
+    cdef ptrdiff_t size
+    cdef ptrdiff_t *shape = <ptrdiff_t *>cnp.PyArray_DIMS(x)
+    cdef ptrdiff_t *strides[5]
+    cdef ptrdiff_t *outer[5]
+    cdef ptrdiff_t *inner[5]
+    cdef ptrdiff_t grad[64]
+    for k in range(LNORM_OPERANDS):
+        strides[k] = NULL
+        outer[k] = job.op[k].outer
+        inner[k] = job.op[k].inner
+        job.op[k].data = NULL
+        job.op[k].block = False
+        if k != LNORM_GRAD and arrays[k] is not None:
+            strides[k] = <ptrdiff_t *>cnp.PyArray_STRIDES(arrays[k])
+            job.op[k].data = <char *>cnp.PyArray_DATA(arrays[k])
+    if grad_strides is not None:
+        for d in range(ndim):
+            grad[d] = grad_strides[d]
+        strides[<int>LNORM_GRAD] = grad
+    job.outer_ndim = merge(shape, strides, 0, ndim - core, job.outer_shape, outer)
+    job.inner_ndim = merge(shape, strides, ndim - core, ndim, job.inner_shape, inner)
+    job.n = 1
+    for d in range(job.inner_ndim):
+        job.n *= job.inner_shape[d]
+    for k in range(LNORM_OPERANDS):
+        job.op[k].contiguous = True
+        if strides[k] == NULL:
+            for d in range(job.outer_ndim):
+                job.op[k].outer[d] = 0
+            for d in range(job.inner_ndim):
+                job.op[k].inner[d] = 0
+            if k == LNORM_SCALE or k == LNORM_OFFSET:
+                set_absent(job, k, cnp.PyArray_TYPE(x))
+            continue
+        size = 1 if k == LNORM_GRAD else cnp.PyArray_ITEMSIZE(x)
+        for d in range(job.inner_ndim - 1, -1, -1):
+            if job.op[k].inner[d] != size:
+                job.op[k].contiguous = False
+            size *= job.inner_shape[d]
+    job.mean = job.rstd = NULL
+    job.stream = False
+    return 0
+
+
+cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations) noexcept:
+    cdef ptrdiff_t elements = observations * job.n
+    cdef int t, threads = 1
+    if elements < NOGIL_ELEMENTS:
+        kernels.forward(job, 0, observations)
+        return
+    if elements >= PARALLEL_ELEMENTS:
+        threads = <int>min(<ptrdiff_t>num_threads(), observations)
+    with nogil:
+        if threads == 1:
+            kernels.forward(job, 0, observations)
+        else:
+            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                kernels.forward(job, observations * t // threads, observations * (t + 1) // threads)
+
+
+def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon):
+    """Planned arrays: one shape and one native, aligned dtype, the last `core` axes normalized; mean and rstd float64
+    in C order of the other axes, or None."""
+    cdef lnorm_job job
+    fill_job(&job, [x, scale, offset, y], core, None)
+    job.epsilon = epsilon
+    if mean is not None:
+        job.mean = <double *>cnp.PyArray_DATA(mean)
+        job.rstd = <double *>cnp.PyArray_DATA(rstd)
+    if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
+        job.stream = cnp.PyArray_NBYTES(x) + cnp.PyArray_NBYTES(y) > stream_bytes
+    run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
+
+
+# --- the backward pass ---------------------------------------------------------------------------------------------
+
+# The parameters' gradient is summed over blocks of observations whose size depends on the shape alone, so the bits do not depend
+# on the threads. At most BLOCKS of at least BLOCK_ROWS each, fewer for long rows: their partial sums stay below 4 MiB.
+# Rows of more than CHUNK columns are summed CHUNK columns at a time.
+cdef enum:
+    BLOCKS = 256
+    BLOCK_ROWS = 64
+    CHUNK = 1 << 13
+    PARTIAL_DOUBLES = 1 << 19
+    BATCH = 64  # observations between the two sweeps of a block, at most
+
+cdef struct Plan:
+    const lnorm_job *job
+    const lnorm_kernels *kernels
+    lnorm_row *rows              # of all observations when rows are long; else NULL
+    ptrdiff_t group              # observations that share their parameters
+    ptrdiff_t block, blocks      # observations in a block, blocks in a group
+    ptrdiff_t width, chunks      # columns in a chunk, chunks in a row
+    ptrdiff_t stride             # doubles from one sum over a chunk to the next: whole cache lines
+    ptrdiff_t batch
+
+
+cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept nogil:
+    """One block of observations, one chunk of columns: dx, and the block's sums into partial, if there is one."""
+    cdef ptrdiff_t g = task // (plan.blocks * plan.chunks)
+    cdef ptrdiff_t c = task // plan.blocks % plan.chunks
+    cdef ptrdiff_t b = task % plan.blocks
+    cdef ptrdiff_t first = g * plan.group + b * plan.block
+    cdef ptrdiff_t last = min(first + plan.block, (g + 1) * plan.group)
+    cdef ptrdiff_t begin = c * plan.width, end = min(begin + plan.width, plan.job.n), stop
+    cdef double *dscale = partial
+    cdef double *doffset = NULL if partial == NULL else partial + plan.stride
+    cdef lnorm_row rows[BATCH]
+    if partial != NULL:
+        memset(partial, 0, 2 * plan.stride * sizeof(double))
+    if plan.rows != NULL:
+        plan.kernels.backward_sweep(plan.job, first, last, plan.rows + first, begin, end, dscale, doffset)
+        return
+    while first < last:
+        stop = min(first + plan.batch, last)
+        plan.kernels.backward_sums(plan.job, first, stop, rows)
+        plan.kernels.backward_sweep(plan.job, first, stop, rows, begin, end, dscale, doffset)
+        first = stop
+
+
+cdef void collect(const Plan *plan, ptrdiff_t task, const double *partial, double *total, ptrdiff_t size,
+                  void *dscale, void *doffset, int typenum) noexcept nogil:
+    """Add a task's partial sums to the totals, and write these where the task was the last that adds to them."""
+    cdef const lnorm_operand *grad = &plan.job.op[LNORM_GRAD]
+    cdef ptrdiff_t g = task // (plan.blocks * plan.chunks)
+    cdef ptrdiff_t c = task // plan.blocks % plan.chunks
+    cdef ptrdiff_t begin = c * plan.width, end = min(begin + plan.width, plan.job.n)
+    cdef bint own = grad.contiguous  # each column has an element of the gradient to itself
+    cdef ptrdiff_t base = begin if own else 0, length = end - begin if own else size, j, at
+    cdef double value
+    lnorm_add_partial(plan.job, begin, end, partial, total, 2 * size, base)
+    lnorm_add_partial(plan.job, begin, end, partial + plan.stride, total + size, 2 * size, base)
+    if (task + 1) % plan.blocks or not (own or c == plan.chunks - 1):
+        return
+    at = g * (plan.job.n if own else size) + base
+    for j in range(length):
+        value = total[j] + total[2 * size + j]
+        if typenum == cnp.NPY_FLOAT32:
+            (<float *>dscale)[at + j] = <float>(value if value == value else NAN)
+        else:
+            (<double *>dscale)[at + j] = value if value == value else NAN
+        value = total[size + j] + total[3 * size + j]
+        if typenum == cnp.NPY_FLOAT32:
+            (<float *>doffset)[at + j] = <float>(value if value == value else NAN)
+        else:
+            (<double *>doffset)[at + j] = value if value == value else NAN
+    memset(total, 0, 4 * size * sizeof(double))
+
+
+def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray dx not None, mean, rstd, dscale, doffset,
+             grad_strides, ptrdiff_t groups, ptrdiff_t grad_size, int core, double epsilon):
+    """Planned arrays as in `forward`. The leading axes are those along which scale differs: `groups` of observations share
+    their parameters. dscale and doffset, or None, are C-contiguous with grad_size elements for each group;
+    grad_strides tells, in elements, which of these an element of x adds to."""
+    cdef lnorm_job job
+    cdef Plan plan
+    cdef const lnorm_kernels *kernels = kernels_of(cnp.PyArray_TYPE(x))
+    cdef int threads = 1, typenum = cnp.PyArray_TYPE(x)
+    cdef ptrdiff_t observations, tasks, wave, task, count, total_size = 0, i
+    cdef void *memory = NULL
+    cdef double *partials = NULL
+    cdef double *total = NULL
+    cdef void *dscale_data = NULL
+    cdef void *doffset_data = NULL
+    cdef bint wide
+    fill_job(&job, [x, scale, dy, dx], core, grad_strides)
+    job.epsilon = epsilon
+    if mean is not None:
+        job.mean = <double *>cnp.PyArray_DATA(mean)
+        job.rstd = <double *>cnp.PyArray_DATA(rstd)
+    job.stream = 3 * cnp.PyArray_NBYTES(x) > stream_bytes
+    observations = cnp.PyArray_SIZE(x) // job.n
+    wide = job.n > 2 * CHUNK
+    plan.job = &job
+    plan.kernels = kernels
+    plan.rows = NULL
+    plan.group = observations // groups
+    plan.width = CHUNK if wide else job.n
+    plan.chunks = (job.n + plan.width - 1) // plan.width
+    plan.stride = (plan.width + 7) // 8 * 8
+    plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
+    plan.block = max(BLOCK_ROWS, ((plan.group + plan.blocks - 1) // plan.blocks + 3) // 4 * 4)
+    plan.blocks = (plan.group + plan.block - 1) // plan.block
+    plan.batch = max(4, min(BATCH, (1 << 13) // job.n // 4 * 4))
+    tasks = groups * plan.blocks * plan.chunks
+    if observations * job.n >= PARALLEL_ELEMENTS:
+        threads = <int>min(<ptrdiff_t>num_threads(), tasks)
+    wave = tasks
+    if dscale is not None:
+        dscale_data = cnp.PyArray_DATA(dscale)
+        doffset_data = cnp.PyArray_DATA(doffset)
+        total_size = min(grad_size, plan.width) if job.op[<int>LNORM_GRAD].contiguous else grad_size
+        wave = min(tasks, max(<ptrdiff_t>threads, PARTIAL_DOUBLES // (2 * plan.width)))
+    try:
+        if wide:
+            plan.rows = <lnorm_row *>PyMem_Malloc(observations * sizeof(lnorm_row))
+        if dscale is not None:
+            memory = PyMem_Malloc(wave * 2 * plan.stride * sizeof(double) + 64)
+            partials = <double *>((<size_t>memory + 63) & ~<size_t>63)  # whole registers on whole cache lines
+            total = <double *>PyMem_Malloc(4 * total_size * sizeof(double))
+            if total != NULL:
+                memset(total, 0, 4 * total_size * sizeof(double))
+        if (wide and plan.rows == NULL) or (dscale is not None and (memory == NULL or total == NULL)):
+            raise MemoryError("layer_norm_backward: no memory for the sums over observations")
+        with nogil:
+            if wide:
+                for i in prange(observations, num_threads=threads, schedule="static"):
+                    kernels.backward_sums(&job, i, i + 1, plan.rows + i)
+            task = 0
+            while task < tasks:
+                count = min(wave, tasks - task)
+                for i in prange(count, num_threads=threads, schedule="static"):
+                    sweep_task(&plan, task + i, NULL if partials == NULL else partials + i * 2 * plan.stride)
+                if partials != NULL:
+                    for i in range(count):
+                        collect(&plan, task + i, partials + i * 2 * plan.stride, total, total_size, dscale_data,
+                                doffset_data, typenum)
+                task = task + count
+    finally:
+        PyMem_Free(plan.rows)
+        PyMem_Free(memory)
+        PyMem_Free(total)
+
+
+# --- the doors -----------------------------------------------------------------------------------------------------
+
+cdef object plan_forward = None
+cdef object plan_backward = None
+
+
+def set_planning(forward, backward):
+    """functional.py hands in what prepares arrays that are not plain."""
+    global plan_forward, plan_backward
+    plan_forward, plan_backward = forward, backward
+
+
+cdef inline bint is_plain(object a, int typenum) noexcept:
+    """An ndarray proper, C-contiguous, aligned, in native byte order."""
+    return cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(a) == typenum and cnp.PyArray_ISCARRAY_RO(a)
+
+
+cdef inline bint is_row(object a, int typenum, ptrdiff_t n) noexcept:
+    return a is None or (is_plain(a, typenum) and cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == n)
+
+
+cdef inline bint apart(object a, object b) noexcept:
+    """No byte of a is one of b's; both plain, a may be None."""
+    if a is None:
+        return True
+    cdef char *p = <char *>cnp.PyArray_DATA(a)
+    cdef char *q = <char *>cnp.PyArray_DATA(b)
+    return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
+
+
+cdef inline bint same_shape(object a, object b) noexcept:
+    cdef int d
+    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
+        return False
+    for d in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, d) != cnp.PyArray_DIM(b, d):
+            return False
+    return True
+
+
+def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, return_stats=False):
+    """Normalize x to mean 0 and variance 1 over some of its axes, then scale and shift it.
+
+    For each *observation*, an index of the axes that are not normalized, with the mean and the variance taken over the
+    n elements of its row [1]_::
+
+        mean = Σ x / n    var = Σ (x - mean)² / n    rstd = 1 / √(var + epsilon)    y = scale·(x - mean)·rstd + offset
+
+    Parameters
+    ----------
+    x : array_like
+        float32 and float64 are computed in their own precision, integers and bool as float64. Any strides, alignment and
+        byte order. It is not modified unless it is `out`.
+    scale, offset : array_like, optional
+        γ and β: anything that NumPy broadcasts against x without enlarging it: ``(C,)`` for a last channel axis,
+        ``(C, 1, 1)`` for channels first, a full row, a scalar, or one that differs per observation, such as ``(B, 1, C)``.
+        Cast to the precision of x. Without them 1 and 0.
+    axis : int or tuple of int, default -1
+        The normalized axes, in any order.
+    epsilon : float, default 1e-5
+        Added to the variance; finite and at least 0. Where var + epsilon = 0, rstd is defined as 0, so that y = offset.
+    out : ndarray, optional
+        Where the result goes, of the shape and dtype of the result. ``out=x`` works in place.
+    return_stats : bool, default False
+        Return mean and rstd too.
+
+    Returns
+    -------
+    y : ndarray
+        `out`, or a new array of x's shape, float32 or float64, in native byte order.
+    mean, rstd : ndarray of float64
+        With ``return_stats=True``: shaped like x with the normalized axes kept as 1.
+
+    Raises
+    ------
+    TypeError
+        A dtype that is not accepted, a masked array, an `epsilon` that is no number, an `axis` that is no int.
+    ValueError
+        Parameters that cannot be broadcast to x, an `epsilon` that is negative or not finite, repeated or no axes, an `out`
+        of another shape or read-only.
+    numpy.exceptions.AxisError
+        An axis that x does not have.
+
+    Notes
+    -----
+    With ε the machine epsilon of the dtype and x̂ = (x - mean)·rstd, ``|error of y| <= 4·ε·(|scale|·max|x̂| + |offset|)`` at
+    every offset and scale of the data. The bits of a row's result depend on nothing but the row and the parameters: not on
+    the batch, the layout, the threads, the instruction set or the compiler. A NaN or an infinity makes its own row NaN.
+
+    An array type with its own ``__array_ufunc__``, such as dask's, is asked by NumPy's protocol to apply the generalized
+    ufunc ``(n),(n),(n),()->(n)`` itself; the normalized axes then have to be in one chunk.
+
+    References
+    ----------
+    .. [1] Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lnorm
+    >>> x = np.array([[1, 2, 3, 4], [10, 10, 10, 50]], dtype=np.float32)
+    >>> lnorm.layer_norm(x).round(3)
+    array([[-1.342, -0.447,  0.447,  1.342],
+           [-0.577, -0.577, -0.577,  1.732]], dtype=float32)
+
+    At an offset of a million, where the plain expression in float32 has no digit left:
+
+    >>> bool(abs(lnorm.layer_norm(x + np.float32(1e6)) - lnorm.layer_norm(x)).max() < 1e-6)
+    True
+
+    Images with channels first: statistics over channels and space, one scale for each channel:
+
+    >>> images = np.random.default_rng(0).standard_normal((8, 3, 32, 32))
+    >>> y = lnorm.layer_norm(images, scale=np.ones((3, 1, 1)), axis=(1, 2, 3))
+    >>> y.shape, bool(abs(y.mean(axis=(1, 2, 3))).max() < 1e-12)
+    ((8, 3, 32, 32), True)
+    """
+    cdef int typenum, ndim
+    cdef ptrdiff_t n, observations, size
+    cdef double eps
+    cdef lnorm_job job
+    if cnp.PyArray_CheckExact(x) and type(axis) is int and type(epsilon) is float and not return_stats:
+        typenum, ndim = cnp.PyArray_TYPE(x), cnp.PyArray_NDIM(x)
+        eps = epsilon
+        if (
+            (typenum == cnp.NPY_FLOAT32 or typenum == cnp.NPY_FLOAT64)
+            and cnp.PyArray_ISCARRAY_RO(x)
+            and ndim >= 1
+            and (axis == -1 or axis == ndim - 1)
+            and eps >= 0
+            and isfinite(eps)
+        ):
+            n, size = cnp.PyArray_DIM(x, ndim - 1), cnp.PyArray_SIZE(x)
+            if (
+                size > 0
+                and is_row(scale, typenum, n)
+                and is_row(offset, typenum, n)
+                and (
+                    out is None
+                    or (
+                        is_plain(out, typenum)
+                        and cnp.PyArray_ISWRITEABLE(out)
+                        and same_shape(out, x)
+                        and (cnp.PyArray_DATA(out) == cnp.PyArray_DATA(x) or apart(x, out))
+                        and apart(scale, out)
+                        and apart(offset, out)
+                    )
+                )
+            ):
+                if out is None:
+                    out = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(x), typenum, 0)
+                observations = size // n
+                job.outer_ndim = job.inner_ndim = 1
+                job.outer_shape[0], job.inner_shape[0] = observations, n
+                job.n = n
+                job.epsilon = eps
+                job.mean = job.rstd = NULL
+                size *= cnp.PyArray_ITEMSIZE(x)
+                job.stream = 2 * size > stream_bytes and cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x)
+                size = cnp.PyArray_ITEMSIZE(x)
+                set_rows(&job, LNORM_X, <char *>cnp.PyArray_DATA(x), n * size, size)
+                set_rows(&job, LNORM_Y, <char *>cnp.PyArray_DATA(out), n * size, size)
+                set_rows(&job, LNORM_GRAD, NULL, 0, 0)
+                if scale is None:
+                    set_absent(&job, LNORM_SCALE, typenum)
+                else:
+                    set_rows(&job, LNORM_SCALE, <char *>cnp.PyArray_DATA(scale), 0, size)
+                if offset is None:
+                    set_absent(&job, LNORM_OFFSET, typenum)
+                else:
+                    set_rows(&job, LNORM_OFFSET, <char *>cnp.PyArray_DATA(offset), 0, size)
+                run_forward(&job, kernels_of(typenum), observations)
+                return out
+    return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)
+
+
+def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, rstd=None, param_grads=True):
+    """The gradient of a loss through `layer_norm`, from its gradient dy at the result.
+
+    With x̂ = (x - mean)·rstd and g = scale·dy, means taken over a row and sums over whatever was broadcast [1]_ [2]_::
+
+        dx = rstd·(g - mean(g) - x̂·mean(g·x̂))    dscale = Σ dy·x̂    doffset = Σ dy
+
+    Parameters
+    ----------
+    dy : array_like
+        The loss's gradient with respect to y; of the shape of x, cast to its precision.
+    x, scale, axis, epsilon
+        As they were given to `layer_norm`.
+    mean, rstd : array_like, optional
+        The statistics that ``layer_norm(..., return_stats=True)`` returned; both or neither. Without them they are computed
+        again.
+    param_grads : bool, default True
+        Whether to compute dscale and doffset.
+
+    Returns
+    -------
+    dx : ndarray
+        Of x's shape, float32 or float64.
+    dscale, doffset : ndarray or None
+        Of the shape of `scale`; without a scale, of the shape of the normalized axes. None with ``param_grads=False``.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `layer_norm`, and a ValueError for a `dy`, `mean` or `rstd` of another shape, or one of mean and rstd alone. A
+        TypeError for lazy arrays such as dask's.
+
+    Notes
+    -----
+    With ε the machine epsilon of the dtype, and at offsets of the data up to 10⁶: the error of dx is at most
+    ``16·ε·rstd·max|g|`` in each row, and for rows of 8 elements or more with random data at most ``16·ε·max|dx|``; that of
+    dscale and doffset at most 16·ε times the sum of the magnitudes of their terms. (In rows of 2 or 3 elements dx is almost
+    nothing but a cancelled remainder, of the size of epsilon.) dscale and doffset are summed in blocks of observations that
+    depend on the shape alone: the bits do not depend on the number of threads, the instruction set or the compiler.
+
+    References
+    ----------
+    .. [1] Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450.
+    .. [2] Xu et al., Understanding and Improving Layer Normalization, 2019, arXiv:1911.07013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lnorm
+    >>> rng = np.random.default_rng(0)
+    >>> x, dy = rng.standard_normal((2, 64, 16))
+    >>> scale = rng.standard_normal(16)
+    >>> y, mean, rstd = lnorm.layer_norm(x, scale, return_stats=True)
+    >>> dx, dscale, doffset = lnorm.layer_norm_backward(dy, x, scale, mean=mean, rstd=rstd)
+    >>> dx.shape, dscale.shape, doffset.shape
+    ((64, 16), (16,), (16,))
+    >>> bool(abs(dx.sum(axis=-1)).max() < 1e-12)  # a shift of x changes nothing
+    True
+    """
+    return plan_backward(dy, x, scale, axis, epsilon, mean, rstd, param_grads)
+
+
+# --- the generalized ufunc: how array types other than NumPy's take part --------------------------------------------
+
+cdef void ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_intp *steps, void *data) noexcept nogil:
+    """(n),(n),(n),()->(n) or, with statistics, ->(n),(),(): x, scale, offset, epsilon -> y, mean, rstd."""
+    cdef int typenum = (<int *>data)[0]
+    cdef bint stats = (<int *>data)[1]
+    cdef const cnp.npy_intp *core = steps + (7 if stats else 5)
+    cdef const lnorm_kernels *kernels = kernels_of(typenum)
+    cdef ptrdiff_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8, i
+    cdef lnorm_job job
+    cdef double mean, rstd
+    cdef int k
+    job.outer_ndim = job.inner_ndim = 1
+    job.outer_shape[0], job.inner_shape[0] = 1, dimensions[1]
+    job.n = dimensions[1]
+    job.mean, job.rstd = &mean, &rstd
+    job.stream = False
+    if job.n == 0:
+        return
+    for i in range(dimensions[0]):
+        for k in range(3):
+            set_rows(&job, k, args[k] + i * steps[k], 0, core[k])
+        set_rows(&job, LNORM_Y, args[4] + i * steps[4], 0, core[3])
+        set_rows(&job, LNORM_GRAD, NULL, 0, 0)
+        for k in range(4):
+            job.op[k].contiguous = job.op[k].inner[0] == size
+        job.epsilon = (<double *>(args[3] + i * steps[3]))[0]
+        kernels.forward(&job, 0, 1)
+        if stats:
+            (<double *>(args[5] + i * steps[5]))[0] = mean
+            (<double *>(args[6] + i * steps[6]))[0] = rstd
+
+
+cdef void quiet_ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_intp *steps, void *data) noexcept nogil:
+    """NumPy would warn of the floating-point flags that the loop leaves, so it leaves them as they were."""
+    cdef fenv_t env
+    feholdexcept(&env)
+    ufunc_loop(args, dimensions, steps, data)
+    fesetenv(&env)
+
+
+cdef struct UfuncTables:  # NumPy keeps pointers to these
+    cnp.PyUFuncGenericFunction loops[2]
+    void *data[2]
+    int loop_data[2][2]
+    char types[14]
+
+cdef UfuncTables tables_plain, tables_stats
+
+
+cdef object make_ufunc(UfuncTables *tables, bint stats, const char *signature, const char *name, const char *doc):
+    cdef int i, k, nargs = 7 if stats else 5
+    for i in range(2):
+        tables.loops[i] = <cnp.PyUFuncGenericFunction>quiet_ufunc_loop
+        tables.loop_data[i][0] = cnp.NPY_FLOAT64 if i else cnp.NPY_FLOAT32
+        tables.loop_data[i][1] = stats
+        tables.data[i] = <void *>tables.loop_data[i]
+        for k in range(nargs):
+            tables.types[i * nargs + k] = cnp.NPY_FLOAT64 if i or k in (3, 5, 6) else cnp.NPY_FLOAT32
+    return cnp.PyUFunc_FromFuncAndDataAndSignature(
+        tables.loops, tables.data, tables.types, 2, 4, nargs - 4, cnp.PyUFunc_None, name, doc, 0, signature
+    )
+
+
+layer_norm_ufunc = make_ufunc(
+    &tables_plain, False, "(n),(n),(n),()->(n)", "layer_norm", "y of (x, scale, offset, epsilon), over the last axis"
+)
+layer_norm_stats = make_ufunc(
+    &tables_stats, True, "(n),(n),(n),()->(n),(),()", "layer_norm_stats",
+    "(y, mean, rstd) of (x, scale, offset, epsilon), over the last axis",
+)

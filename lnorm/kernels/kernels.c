@@ -1,0 +1,139 @@
+/* The instruction sets: which there are, which of them run here, and the one source compiled for each. */
+#include "kernels.h"
+#include "walk.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LNORM_PASTE(name, isa, type) name##_##isa##_##type
+#define LNORM_JOIN(name, isa, type) LNORM_PASTE(name, isa, type)
+#define LNORM_PRAGMA(x) _Pragma(#x)
+
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#define PREFETCH(p) __builtin_prefetch(p, 0, 2) /* to the second level */
+#else
+#define INLINE static inline
+#define NOINLINE
+#define PREFETCH(p) (void)(p)
+#endif
+
+/* Lanes of a row's sums: wide enough for four registers of AVX2 or two of AVX-512, and short rows still fill them. The
+   number is part of the result: another one gives other bits. */
+#define LANES 32
+
+enum { LINE = 64 }; /* bytes of a cache line */
+
+enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE };
+
+/* Rows whose statistics are taken together. */
+#define ROWS 4
+#define TOGETHER 2048 /* elements of a row, beyond which ROWS of them leave the first-level cache */
+
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(_M_X64))
+#define LNORM_X86
+#include <immintrin.h>
+#endif
+
+#ifdef __GNUC__
+typedef double lnorm_d2 __attribute__((vector_size(16)));
+typedef double lnorm_d4 __attribute__((vector_size(32)));
+#endif
+
+#ifdef LNORM_X86
+/* streaming stores are not ordered with the stores that tell another thread that we are done */
+#define FENCE(streamed)   \
+    do {                  \
+        if (streamed)     \
+            _mm_sfence(); \
+    } while (0)
+#else
+#define FENCE(streamed) (void)(streamed)
+#endif
+
+#ifdef __clang__
+#define REGION(features) LNORM_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define REGION_END LNORM_PRAGMA(clang attribute pop)
+#else
+#define REGION(features)           \
+    LNORM_PRAGMA(GCC push_options) \
+    LNORM_PRAGMA(GCC target(features))
+#define REGION_END LNORM_PRAGMA(GCC pop_options)
+#endif
+
+#ifdef LNORM_X86
+#define ISA v4
+#define BYTES 64
+REGION("avx2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")
+#include "variant.h"
+REGION_END
+#undef ISA
+#undef BYTES
+
+#define ISA v3
+#define BYTES 32
+REGION("avx2")
+#include "variant.h"
+REGION_END
+#undef ISA
+#undef BYTES
+#endif
+
+#if defined(LNORM_X86) || (defined(__GNUC__) && defined(__aarch64__))
+#define ISA v128
+#define BYTES 16
+#include "variant.h"
+#undef ISA
+#undef BYTES
+#endif
+
+#define ISA one
+#define BYTES 0
+#include "variant.h"
+#undef ISA
+#undef BYTES
+
+#ifdef LNORM_X86
+static int has_v3(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2");
+}
+
+static int has_v4(void)
+{
+    __builtin_cpu_init();
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+static int always(void) { return 1; }
+
+#define KERNELS(isa, type) {forward_##isa##_##type, backward_sums_##isa##_##type, backward_sweep_##isa##_##type}
+
+const lnorm_isa lnorm_isas[] = {
+#ifdef LNORM_X86
+    {"x86-64-v4", has_v4, KERNELS(v4, float), KERNELS(v4, double)},
+    {"x86-64-v3", has_v3, KERNELS(v3, float), KERNELS(v3, double)},
+    {"x86-64", always, KERNELS(v128, float), KERNELS(v128, double)},
+#elif defined(__GNUC__) && defined(__aarch64__)
+    {"aarch64", always, KERNELS(v128, float), KERNELS(v128, double)},
+#endif
+    {"generic", always, KERNELS(one, float), KERNELS(one, double)},
+};
+const int lnorm_isa_count = sizeof lnorm_isas / sizeof *lnorm_isas;
+
+const char *lnorm_compiler(void)
+{
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}

@@ -1,0 +1,80 @@
+/* The contract between the driver (_core.pyx) and the kernels: what a job is, and one table of functions for each
+   instruction set. Nothing here knows about Python, threads or axes. */
+#ifndef LNORM_KERNELS_H
+#define LNORM_KERNELS_H
+
+#include <stddef.h>
+
+enum { LNORM_MAXDIMS = 64 }; /* NumPy's own limit */
+
+/* A row is taken in blocks of so many elements: operands that do not stand side by side in memory are gathered block by
+   block, so no call needs scratch of the row's length. */
+enum { LNORM_BLOCK = 512 };
+
+/* The operands of a job. The forward pass reads x, scale, offset and writes y; the backward pass reads x, scale, dy and
+   writes dx, and its grad says which element of the parameters' gradient each element of a row adds to. */
+enum {
+    LNORM_X,
+    LNORM_SCALE,
+    LNORM_OFFSET,
+    LNORM_Y,
+    LNORM_GRAD,
+    LNORM_OPERANDS,
+    LNORM_DY = LNORM_OFFSET,
+    LNORM_DX = LNORM_Y
+};
+
+typedef struct {
+    char *data;                     /* first element of the first row */
+    ptrdiff_t outer[LNORM_MAXDIMS]; /* bytes from one observation to the next, per outer dimension */
+    ptrdiff_t inner[LNORM_MAXDIMS]; /* bytes from one element of a row to the next, per inner dimension */
+    int contiguous;                 /* a row's elements stand side by side */
+    int block;                      /* data is one block that serves for every block of every row */
+} lnorm_operand;
+
+typedef struct {
+    int outer_ndim, inner_ndim;
+    ptrdiff_t outer_shape[LNORM_MAXDIMS]; /* observations, in C order */
+    ptrdiff_t inner_shape[LNORM_MAXDIMS]; /* the elements of a row, in C order */
+    ptrdiff_t n;                          /* elements in a row */
+    double epsilon;
+    double *mean, *rstd; /* per observation: forward writes them, backward reads them; or NULL */
+    int stream;          /* the result does not fit the caches: write around them */
+    lnorm_operand op[LNORM_OPERANDS];
+} lnorm_job;
+
+/* What the backward pass knows of a row before its second sweep; see backward.h. */
+typedef struct {
+    double center, rstd;            /* of the row times 2^exponent */
+    int exponent;                   /* 0 but for rows near the limits of their type */
+    double mean_x, mean_g, mean_gx; /* of x̃ = (x - center)·rstd, of g = γ·dy, and of g·(x̃ - mean_x) */
+} lnorm_row;
+
+typedef struct {
+    /* y (and mean, rstd) of the observations first <= i < last. */
+    void (*forward)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last);
+    /* The sums over each of the rows first <= i < last. */
+    void (*backward_sums)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *rows);
+    /* dx in the columns begin <= j < end of those rows; adds their Σ dy·x̂ and Σ dy to dscale[j - begin] and
+       doffset[j - begin], unless these are NULL. */
+    void (*backward_sweep)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, const lnorm_row *rows,
+                           ptrdiff_t begin, ptrdiff_t end, double *dscale, double *doffset);
+} lnorm_kernels;
+
+typedef struct {
+    const char *name;
+    int (*runnable)(void);
+    lnorm_kernels float32, float64;
+} lnorm_isa;
+
+extern const lnorm_isa lnorm_isas[]; /* compiled in, best first; the last one runs everywhere */
+extern const int lnorm_isa_count;
+
+/* total[k] += partial[j] for the columns begin <= j < end of a row, k the element of the gradient that column j adds to,
+   less base. Compensated: total is a pair of arrays, the sums and, `size` further on, what their roundings left. */
+void lnorm_add_partial(const lnorm_job *job, ptrdiff_t begin, ptrdiff_t end, const double *partial, double *total,
+                       ptrdiff_t size, ptrdiff_t base);
+
+const char *lnorm_compiler(void);
+
+#endif

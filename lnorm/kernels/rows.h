@@ -1,0 +1,73 @@
+/* A row's elements in blocks that stand side by side, wherever they are in memory. */
+
+/* One operand, a block of a row at a time. */
+typedef struct {
+    const lnorm_job *job;
+    const lnorm_operand *op;
+    const char *held; /* the row that is in block[] since the last gather, from element held_at on */
+    ptrdiff_t held_at;
+    T block[LNORM_BLOCK];
+} View;
+
+INLINE void view_of(View *view, const lnorm_job *job, int operand)
+{
+    view->job = job;
+    view->op = &job->op[operand];
+    view->held = NULL;
+}
+
+/* A row whose numbers leave the range in which squares are safe is taken times a power of two. */
+static NOINLINE const T *gather(View *view, const char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
+{
+    lnorm_steps steps;
+    if (!exponent && view->held == row && view->held_at == i)
+        return view->block;
+    lnorm_steps_to(&steps, view->job, view->op, i);
+    for (ptrdiff_t j = 0; j < m; j++, lnorm_steps_on(&steps))
+        view->block[j] = *(const T *)(row + steps.at);
+    if (exponent)
+        for (ptrdiff_t j = 0; j < m; j++)
+            view->block[j] = (T)ldexp((double)view->block[j], exponent);
+    view->held = exponent ? NULL : row;
+    view->held_at = i;
+    return view->block;
+}
+
+static NOINLINE void scatter(View *view, char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
+{
+    lnorm_steps steps;
+    lnorm_steps_to(&steps, view->job, view->op, i);
+    for (ptrdiff_t j = 0; j < m; j++, lnorm_steps_on(&steps))
+        *(T *)(row + steps.at) = exponent ? (T)ldexp((double)view->block[j], exponent) : view->block[j];
+}
+
+/* The m elements from the i-th on, to read. */
+INLINE const T *get(View *view, const char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
+{
+    if (view->op->block)
+        return (const T *)row;
+    if (view->op->contiguous && !exponent)
+        return (const T *)row + i;
+    return gather(view, row, i, m, exponent);
+}
+
+/* Where to write the m elements from the i-th on, and the end of that writing. */
+INLINE T *place(View *view, char *row, ptrdiff_t i, int exponent)
+{
+    return view->op->contiguous && !exponent ? (T *)row + i : view->block;
+}
+
+INLINE void put(View *view, char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
+{
+    if (!view->op->contiguous || exponent)
+        scatter(view, row, i, m, exponent);
+}
+
+/* Elements to take at a time: a whole row where all operands stand side by side (and none is scaled), else a block. */
+INLINE ptrdiff_t block_width(const lnorm_job *job)
+{
+    for (int k = 0; k < LNORM_GRAD; k++)
+        if (!job->op[k].contiguous)
+            return LNORM_BLOCK;
+    return job->n;
+}

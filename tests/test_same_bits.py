@@ -1,0 +1,229 @@
+"""Promise 2: the same bits for the same row, whatever is around it, wherever it lies, whoever computes it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import FLOATS, bits, rng_for
+
+import lnorm
+
+RUNNABLE = lnorm.show_config(mode="dicts")["instruction sets"]["runnable"]
+
+
+@pytest.fixture(scope="module")
+def hash_of():
+    """One process for each instruction set and number of threads."""
+    known = {}
+
+    def run(isa, threads):
+        if (isa, threads) not in known:
+            script = Path(__file__).with_name("same_bits.py")
+            command = [sys.executable, str(script), str(threads)]
+            env = {**os.environ, "LNORM_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            used, known[isa, threads] = done.stdout.split()
+            assert used == isa
+        return known[isa, threads]
+
+    return run
+
+
+def test_the_instruction_set_in_use_is_runnable():
+    config = lnorm.show_config(mode="dicts")["instruction sets"]
+    assert config["in use"] in config["runnable"]
+    assert set(config["runnable"]) <= set(config["compiled"])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_every_instruction_set_and_number_of_threads_gives_the_same_hash(isa, threads, hash_of):
+    assert hash_of(isa, threads) == hash_of(RUNNABLE[0], 1)
+
+
+WIDTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 65, 127, 129, 511, 513, 768, 1025)
+
+
+def unaligned(x):
+    buffer = bytearray(x.nbytes + 1)
+    view = np.frombuffer(buffer, x.dtype, x.size, offset=1).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def every_other(x, step=2):
+    view = np.zeros([n * 2 for n in x.shape], x.dtype)[tuple(slice(None, None, step) for _ in x.shape)]
+    view[...] = x
+    return view
+
+
+def as_fields(x):
+    """Strides that are no multiple of the item size."""
+    records = np.zeros(x.shape, [("tag", "u1"), ("x", x.dtype)])
+    records["x"] = x
+    return records["x"]
+
+
+LAYOUTS = {
+    "reversed rows": lambda x: x[::-1].copy()[::-1],
+    "reversed elements": lambda x: x[..., ::-1].copy()[..., ::-1],
+    "every other": every_other,
+    "every other, backwards": lambda x: every_other(x, -2),
+    "Fortran order": np.asfortranarray,
+    "unaligned": unaligned,
+    "fields": as_fields,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder()),
+    "byte-swapped Fortran order": lambda x: np.asfortranarray(x).astype(x.dtype.newbyteorder()),
+    "inside a larger batch": lambda x: np.concatenate([x[:3] * 7, x, x[:2]])[3:-2],
+    "inside wider rows": lambda x: np.concatenate([x[:, :1], x, x[:, -1:]], axis=1)[:, 1:-1],
+}
+
+
+@pytest.fixture(params=FLOATS, ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=WIDTHS)
+def case(request, dtype):
+    """x, dy, scale, offset, and what each row gives by itself."""
+    n = request.param
+    rng = rng_for("bits", n)
+    x = (100 + rng.standard_normal((11, n))).astype(dtype)
+    x[4, n // 2] = np.nan
+    dy = rng.standard_normal((11, n)).astype(dtype)
+    scale, offset = rng.standard_normal((2, n)).astype(dtype)
+    rows = [lnorm.layer_norm(row, scale, offset, return_stats=True) for row in x]
+    dx = [
+        lnorm.layer_norm_backward(d, row, scale, param_grads=False)[0] for d, row in zip(dy, x, strict=True)
+    ]
+    alone = [np.array(part) for part in zip(*rows, strict=True)]
+    return x, dy, scale, offset, alone, np.array(dx)
+
+
+def test_a_row_alone_in_a_batch_and_at_another_place(case):
+    x, dy, scale, offset, alone, dx = case
+    assert bits(*lnorm.layer_norm(x, scale, offset, return_stats=True)) == bits(*alone)
+    assert bits(lnorm.layer_norm_backward(dy, x, scale)[0]) == bits(dx)
+    order = rng_for("order").permutation(11)
+    moved = lnorm.layer_norm(x[order], scale, offset, return_stats=True)
+    assert bits(*moved) == bits(*[part[order] for part in alone])
+    assert bits(lnorm.layer_norm_backward(dy[order], x[order], scale)[0]) == bits(dx[order])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_row_in_any_layout(layout, case):
+    x, dy, scale, offset, alone, dx = case
+    lay = LAYOUTS[layout]
+    laid_x, laid_dy = lay(x), lay(dy)
+    np.testing.assert_array_equal(laid_x, x)
+    assert bits(*lnorm.layer_norm(laid_x, scale, offset, return_stats=True)) == bits(*alone)
+    assert bits(lnorm.layer_norm(laid_x, lay(np.array([scale] * 11)), lay(np.array([offset] * 11)))) == bits(
+        alone[0]
+    )
+    plain = lnorm.layer_norm_backward(dy, x, scale)
+    assert bits(plain[0]) == bits(dx)
+    for pair in ((laid_dy, laid_x), (dy, laid_x), (laid_dy, x)):
+        assert bits(*lnorm.layer_norm_backward(*pair, scale)) == bits(*plain)
+
+
+@pytest.mark.parametrize("layout", set(LAYOUTS) - {"inside a larger batch", "inside wider rows"})
+def test_an_out_in_any_layout(layout, case):
+    x, _, scale, offset, alone, _ = case
+    out = LAYOUTS[layout](np.zeros_like(x))
+    assert lnorm.layer_norm(x, scale, offset, out=out) is out
+    assert bits(out) == bits(alone[0])
+
+
+def test_in_place(case):
+    x, _, scale, offset, alone, _ = case
+    for lay in (np.array, every_other, np.asfortranarray, unaligned):
+        own = lay(x)
+        assert lnorm.layer_norm(own, scale, offset, out=own) is own
+        assert bits(own) == bits(alone[0])
+
+
+def test_axis_0_of_the_transpose(case):
+    x, dy, scale, offset, alone, dx = case
+    columns = np.ascontiguousarray(x.T), x.T
+    for xt in columns:
+        y, mean, rstd = lnorm.layer_norm(xt, scale[:, None], offset[:, None], axis=0, return_stats=True)
+        assert bits(y.T, mean.T, rstd.T) == bits(*alone)
+        grads = lnorm.layer_norm_backward(np.ascontiguousarray(dy.T), xt, scale[:, None], axis=0)
+        assert bits(grads[0].T) == bits(dx)
+
+
+def test_rows_cut_into_several_axes(case):
+    x, dy, scale, offset, alone, dx = case
+    n = x.shape[1]
+    for first in (d for d in (1, 3, 8) if n % d == 0):
+        shape = (11, first, n // first)
+        folded = x.reshape(shape)
+        y = lnorm.layer_norm(folded, scale.reshape(shape[1:]), offset.reshape(shape[1:]), axis=(1, 2))
+        assert bits(y.reshape(x.shape)) == bits(alone[0])
+        # The axes lie elsewhere, and the elements of a row keep their order.
+        far = np.ascontiguousarray(folded.transpose(1, 0, 2))
+        y = lnorm.layer_norm(far, scale.reshape(first, 1, -1), offset.reshape(first, 1, -1), axis=(0, 2))
+        assert bits(y.transpose(1, 0, 2).reshape(x.shape)) == bits(alone[0])
+        grads = lnorm.layer_norm_backward(dy.reshape(shape), folded, scale.reshape(shape[1:]), axis=(2, 1))
+        assert bits(grads[0].reshape(x.shape)) == bits(dx)
+
+
+def test_parameters_that_differ_per_observation(case):
+    x, dy, *_ = case
+    scale, offset = rng_for("per observation").standard_normal((2, *x.shape)).astype(x.dtype)
+    parameters = list(zip(scale, offset, strict=True))
+    rows = [lnorm.layer_norm(row, *both) for row, both in zip(x, parameters, strict=True)]
+    assert bits(lnorm.layer_norm(x, scale, offset)) == bits(np.array(rows))
+    assert bits(lnorm.layer_norm(x[:, None], scale[:, None], offset[:, None])[:, 0]) == bits(np.array(rows))
+    dx = [
+        lnorm.layer_norm_backward(d, r, s, param_grads=False)[0] for d, r, s in zip(dy, x, scale, strict=True)
+    ]
+    assert bits(lnorm.layer_norm_backward(dy, x, scale)[0]) == bits(np.array(dx))
+    rows = [lnorm.layer_norm(row, s, o) for row, s, o in zip(x, scale[:, :1], offset[:, :1], strict=True)]
+    assert bits(lnorm.layer_norm(x, scale[:, :1], offset[:, :1])) == bits(np.array(rows))
+
+
+def test_scale_or_offset_alone_is_the_other_at_its_neutral_value(case):
+    x, _, scale, offset, *_ = case
+    one, zero = np.ones_like(scale), np.zeros_like(offset)
+    # + 0.0 makes -0.0 comparable: x*1 keeps the sign of a zero and x*1 + 0 does not.
+    assert bits(lnorm.layer_norm(x, scale) + 0.0) == bits(lnorm.layer_norm(x, scale, zero) + 0.0)
+    assert bits(lnorm.layer_norm(x, None, offset)) == bits(lnorm.layer_norm(x, one, offset))
+    assert bits(lnorm.layer_norm(x) + 0.0) == bits(lnorm.layer_norm(x, one, zero) + 0.0)
+
+
+def test_a_row_broadcast_without_a_copy(case):
+    x, dy, scale, offset, alone, _ = case
+    y = lnorm.layer_norm(np.broadcast_to(x[2], x.shape), scale, offset)
+    assert bits(y) == bits(np.array([alone[0][2]] * 11))
+    single = np.broadcast_to(x[:, :1], x.shape)
+    assert bits(lnorm.layer_norm(single, scale, offset)) == bits(
+        lnorm.layer_norm(single.copy(), scale, offset)
+    )
+    repeated = np.broadcast_to(dy[1], dy.shape)
+    grads = lnorm.layer_norm_backward(repeated, x, scale)
+    assert bits(*grads) == bits(*lnorm.layer_norm_backward(repeated.copy(), x, scale))
+
+
+def test_given_statistics_change_no_bit_of_what_does_not_need_them(case):
+    x, dy, scale, *_ = case
+    _, mean, rstd = lnorm.layer_norm(x, return_stats=True)
+    plain = lnorm.layer_norm_backward(dy, x, scale, mean=mean, rstd=rstd)
+    strided = lnorm.layer_norm_backward(dy, x, scale, mean=every_other(mean), rstd=every_other(rstd))
+    assert bits(*plain) == bits(*strided)
+    assert bits(plain[2]) == bits(lnorm.layer_norm_backward(dy, x, scale)[2])
+
+
+@pytest.mark.parametrize("shape, axis", [((1531, 768), -1), ((3, 70_001), -1), ((2, 67, 96, 97), 1)])
+def test_rows_of_a_large_array_have_the_bits_of_the_row_alone(shape, axis, dtype):
+    """Large arrays take streaming stores, threads and tiles of columns."""
+    x = rng_for("large", shape).standard_normal(shape, np.float32).astype(dtype)
+    y = np.moveaxis(lnorm.layer_norm(x, axis=axis), axis, -1).reshape(-1, shape[axis])
+    rows = np.moveaxis(x, axis, -1).reshape(-1, shape[axis])
+    for i in {0, 1, 2, len(rows) // 2, len(rows) - 2, len(rows) - 1}:
+        assert bits(y[i]) == bits(lnorm.layer_norm(rows[i].copy()))
