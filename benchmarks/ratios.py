@@ -3,8 +3,8 @@
     python benchmarks/ratios.py
 
 Absolute times mean little on a shared machine, so every call is timed in turn with `np.copyto(out, x)` on
-the same arrays, in slices of some 20 ms, and the median of the ratios over a dozen rounds is shown. One thread, float32, whole Python calls
-with `out=` given; the outputs are checked before anything is timed, and the inputs change between slices.
+the same arrays, in slices of some 20 ms, and the median of the ratios over a dozen rounds is shown. One
+thread, float32, whole Python calls with `out=` given; outputs are checked before anything is timed.
 """
 
 import argparse

@@ -23,7 +23,7 @@ BOUND = {
     "dx": 16,  # of max|dx| in the row
     "dx of few": 16,  # of rstd*max|scale*dy| in the row: for a few elements the exact dx cancels to ~ epsilon
     "dscale": 16,  # of the sum of |terms|
-    "dscale of few": 16,  # of the sum of |dy|*max|xhat|: an error of xhat is one of its row, and all may be near 0
+    "dscale of few": 16,  # of the sum of |dy|*max|xhat|: all xhat of a column may be near 0
     "doffset": 16,
 }
 

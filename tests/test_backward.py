@@ -30,7 +30,7 @@ def backward(dy, x, scale=None, axis=-1, epsilon=1e-5, given_stats=False):
 def check(dy, x, scale=None, axis=-1, epsilon=1e-5, given_stats=False, few_terms=False):
     grads = backward(dy, x, scale, axis, epsilon, given_stats)
     assert {g.dtype for g in grads} == {x.dtype}
-    # For a few elements dx cancels to ~ epsilon, and nothing computed in x's precision is near it; so does a sum of
+    # For a few elements dx cancels to ~ epsilon, and no result in x's precision is near it; so does a sum of
     # a few terms whose xhat are all near 0. There the second measures hold.
     ignore = {"dx"} if math.prod(x.shape[i] for i in np.atleast_1d(axis)) < 8 else set()
     ignore |= {"dscale"} if x.size < 4 * grads[1].size or few_terms else set()

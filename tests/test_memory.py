@@ -14,7 +14,7 @@ import lnorm
 
 MB = 1_000_000
 
-# The inputs are touched first and the threads made by a small call: the peak grows by the call's own needs only.
+# The inputs are touched first and the threads made by a small call: the peak grows by the call's own needs.
 # VmHWM is of this program alone; the peak that getrusage tells would begin at the parent's.
 METER = """
     import numpy as np, lnorm

@@ -159,7 +159,7 @@ def test_a_forked_child_works_with_one_thread_and_does_not_hang(told):
         lnorm.set_num_threads(2)
         y, dx = lnorm.layer_norm(x), lnorm.layer_norm_backward(x, x)[0]
         {told}
-        warnings.simplefilter("ignore")  # from 3.12 Python warns of forking with threads, the guard among them
+        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork with threads; the guard is one
         read, write = os.pipe()
         if os.fork() == 0:
             signal.alarm(60)  # faulthandler would wait for the thread of the guard, which was not forked
