@@ -83,7 +83,7 @@ def main():
     _, mean, rstd = lnorm.layer_norm(x, return_stats=True)
 
     def backward(x, scale, offset, dy, out):
-        lnorm.layer_norm_backward(dy, x, scale, mean=mean, rstd=rstd)
+        lnorm.layer_norm_backward(dy, x, scale, mean=mean, rstd=rstd, out=out)
 
     print(f"{'backward':10} {shape!s:>14}  {ratio(backward, copy, sets):18.2f}  {bar}")
 

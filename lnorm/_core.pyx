@@ -260,12 +260,10 @@ cdef char *ones_float64 = <char *>cnp.PyArray_DATA(ones_f64)
 cdef char *zeros_float32 = <char *>cnp.PyArray_DATA(zeros_f32)
 cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
 
-# Results that will not be in the caches when the call ends are written around them. Level 3 where the system tells.
-cdef ptrdiff_t stream_bytes = 32 << 20
-try:
-    stream_bytes = max(os.sysconf("SC_LEVEL3_CACHE_SIZE"), 8 << 20)
-except (AttributeError, OSError, ValueError):
-    pass
+# Above so many bytes read and written, the result is written around the caches: it would push itself out of them. What the
+# system says of its last level is no guide: shared, or virtual, it is smaller (measured: no gain below 4 MiB, none lost above 8).
+cdef enum:
+    STREAM_BYTES = 8 << 20
 
 
 cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
@@ -391,7 +389,7 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = cnp.PyArray_NBYTES(x) + cnp.PyArray_NBYTES(y) > stream_bytes
+        job.stream = cnp.PyArray_NBYTES(x) + cnp.PyArray_NBYTES(y) > STREAM_BYTES
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
 
 
@@ -491,7 +489,7 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     if mean is not None:
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
-    job.stream = 3 * cnp.PyArray_NBYTES(x) > stream_bytes
+    job.stream = 3 * cnp.PyArray_NBYTES(x) > STREAM_BYTES
     observations = cnp.PyArray_SIZE(x) // job.n
     wide = job.n > 2 * CHUNK
     plan.job = &job
@@ -504,7 +502,7 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
     plan.block = max(BLOCK_ROWS, ((plan.group + plan.blocks - 1) // plan.blocks + 3) // 4 * 4)
     plan.blocks = (plan.group + plan.block - 1) // plan.block
-    plan.batch = max(4, min(BATCH, (1 << 13) // job.n // 4 * 4))
+    plan.batch = max(4, min(BATCH, (1 << 14) // job.n // 4 * 4))
     tasks = groups * plan.blocks * plan.chunks
     if observations * job.n >= PARALLEL_ELEMENTS:
         threads = <int>min(<ptrdiff_t>num_threads(), tasks)
@@ -703,7 +701,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
                 job.epsilon = eps
                 job.mean = job.rstd = NULL
                 size *= cnp.PyArray_ITEMSIZE(x)
-                job.stream = 2 * size > stream_bytes and cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x)
+                job.stream = 2 * size > STREAM_BYTES and cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x)
                 size = cnp.PyArray_ITEMSIZE(x)
                 set_rows(&job, LNORM_X, <char *>cnp.PyArray_DATA(x), n * size, size)
                 set_rows(&job, LNORM_Y, <char *>cnp.PyArray_DATA(out), n * size, size)
@@ -721,7 +719,8 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
     return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)
 
 
-def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, rstd=None, param_grads=True):
+def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, rstd=None, param_grads=True,
+                        out=None):
     """The gradient of a loss through `layer_norm`, from its gradient dy at the result.
 
     With x̂ = (x - mean)·rstd and g = scale·dy, means taken over a row and sums over whatever was broadcast [1]_ [2]_::
@@ -739,11 +738,13 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
         again.
     param_grads : bool, default True
         Whether to compute dscale and doffset.
+    out : ndarray, optional
+        Where dx goes, of its shape and dtype; may be `dy` or `x` itself.
 
     Returns
     -------
     dx : ndarray
-        Of x's shape, float32 or float64.
+        `out`, or a new array of x's shape, float32 or float64.
     dscale, doffset : ndarray or None
         Of the shape of `scale`; without a scale, of the shape of the normalized axes. None with ``param_grads=False``.
 
@@ -781,7 +782,7 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
     >>> bool(abs(dx.sum(axis=-1)).max() < 1e-12)  # a shift of x changes nothing
     True
     """
-    return plan_backward(dy, x, scale, axis, epsilon, mean, rstd, param_grads)
+    return plan_backward(dy, x, scale, axis, epsilon, mean, rstd, param_grads, out)
 
 
 # --- the generalized ufunc: how array types other than NumPy's take part --------------------------------------------

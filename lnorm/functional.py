@@ -164,7 +164,7 @@ def plan_forward(
 
 
 def plan_backward(
-    dy: Any, x: Any, scale: Any, axis: Any, epsilon: Any, mean: Any, rstd: Any, param_grads: bool
+    dy: Any, x: Any, scale: Any, axis: Any, epsilon: Any, mean: Any, rstd: Any, param_grads: bool, out: Any
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     for name, value in (("dy", dy), ("x", x), ("scale", scale)):
         if is_foreign(value):
@@ -195,7 +195,12 @@ def plan_backward(
                 )
     with np.errstate(all="ignore"):
         x, dy = np.require(x, dtype, "A"), np.require(dy, dtype, "A")
-    dx = np.empty_like(x, subok=False)
+    if out is not None:
+        check_out(out, x.shape, dtype)
+    dx = out if out is not None and is_native(out, dtype) else np.empty_like(x, subok=False)
+    x, dy = (a.copy() if np.may_share_memory(a, dx) and not same_elements(a, dx) else a for a in (x, dy))
+    if scale is not None and np.may_share_memory(scale, dx):
+        scale = scale.copy()
 
     # The gradient's shape against x: 1 wherever the parameters are broadcast. Axes along which they differ from one
     # observation to the next come first, so that observations that share them stand together.
@@ -233,6 +238,9 @@ def plan_backward(
             len(axes),
             epsilon,
         )
+    if out is not None and dx is not out:
+        out[...] = dx
+        dx = out
     if dscale is None or doffset is None:
         return dx, None, None
     back = np.argsort(order)

@@ -42,7 +42,9 @@ METER = """
 def growth(shape, prepare, call):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     code = textwrap.dedent(METER).format(shape=shape, prepare=prepare, call=call)
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=os.path.dirname(__file__), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
@@ -133,7 +135,14 @@ def test_a_plain_call_allocates_nothing_but_its_result(call):
 def test_import_pulls_in_nothing_but_the_package():
     code = "import sys, numpy; before = set(sys.modules); import lnorm; print(*set(sys.modules) - before)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     names = {name.partition(".")[0] for name in done.stdout.split()}
     assert "lnorm" in names
     # Cython's own, made of nothing on disk; then what is light in the standard library.

@@ -38,7 +38,7 @@ def python(code, **env):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("LNORM_NUM", "OMP_"))}
     clean |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | env
     command = [sys.executable, "-W", "error", "-c", guard + textwrap.dedent(code)]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True)
+    done = subprocess.run(command, env=clean, cwd=os.path.dirname(__file__), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

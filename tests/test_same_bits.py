@@ -24,7 +24,9 @@ def hash_of():
             script = Path(__file__).with_name("same_bits.py")
             command = [sys.executable, str(script), str(threads)]
             env = {**os.environ, "LNORM_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            done = subprocess.run(
+                command, env=env, cwd=os.path.dirname(__file__), capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
             used, known[isa, threads] = done.stdout.split()
             assert used == isa
@@ -145,6 +147,22 @@ def test_in_place(case):
         own = lay(x)
         assert lnorm.layer_norm(own, scale, offset, out=own) is own
         assert bits(own) == bits(alone[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dx_into_an_out_in_any_layout_in_place_and_overlapping(layout, case):
+    x, dy, scale, _, _, dx = case
+    for target in ("new", "dy", "x"):
+        own = {"x": LAYOUTS[layout](x), "dy": LAYOUTS[layout](dy), "new": LAYOUTS[layout](np.zeros_like(x))}
+        out = own[target]
+        got = lnorm.layer_norm_backward(own["dy"], own["x"], scale, out=out)[0]
+        assert got is out
+        assert bits(out) == bits(dx)
+    memory = np.empty(x.size + 3, x.dtype)
+    shifted = memory[:-3].reshape(x.shape)
+    shifted[...] = x
+    lnorm.layer_norm_backward(dy, shifted, scale, out=memory[3:].reshape(x.shape))
+    assert bits(memory[3:].reshape(x.shape)) == bits(dx)
 
 
 def test_axis_0_of_the_transpose(case):

@@ -27,9 +27,8 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
 {
     if (job->mean && isfinite(job->rstd[i])) {
         row->exponent = 0;
-        if (job->rstd[i] != 0 && !(job->rstd[i] > SAFE_SQUARE && job->rstd[i] < 1 / SAFE_SQUARE)) {
+        if (job->rstd[i] != 0 && !(job->rstd[i] > SAFE_SQUARE && job->rstd[i] < 1 / SAFE_SQUARE))
             frexp(job->rstd[i], &row->exponent);
-        }
         row->center = (T)ldexp(job->mean[i], row->exponent);
         row->rstd = (T)ldexp(job->rstd[i], -row->exponent);
     } else {
@@ -43,7 +42,7 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
 
 static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *row)
 {
-    const ptrdiff_t n = job->n, ahead = (last - first) * n * T_SIZE;
+    const ptrdiff_t n = job->n;
     lnorm_walk walk;
     View vx, vscale, vdy;
     view_of(&vx, job, LNORM_X);
@@ -62,12 +61,8 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
             const T *scale = get(&vscale, walk.at[LNORM_SCALE], b, m, 0);
             V tx[U] = {0}, tg[U] = {0}, tgx[U] = {0};
             ptrdiff_t j = 0;
-            for (; j + 4 * LANES <= m; j += 4 * LANES) {
-                if (job->stream)
-                    for (int l = 0; l < 4 * LANES; l += LINE / T_SIZE)
-                        PREFETCH((const char *)(x + j + l) + ahead);
+            for (; j + 4 * LANES <= m; j += 4 * LANES)
                 add_terms(tx, tg, tgx, x + j, dy + j, scale + j, k, r, 4);
-            }
             for (; j + LANES <= m; j += LANES)
                 add_terms(tx, tg, tgx, x + j, dy + j, scale + j, k, r, 1);
             if (j < m) {
@@ -135,10 +130,9 @@ INLINE void sweep_elements(const Line *line, int rows, const T *scale, ptrdiff_t
     }
 }
 
-/* m columns of one or four rows. Streamed: whole lines of dx are written around the caches, and the rows that are read
-   next, `ahead` bytes on, are sent for. */
+/* m columns of one or four rows. Streamed: whole lines of dx are written around the caches. */
 INLINE void sweep_rows(const Line *line, int rows, const T *scale, ptrdiff_t m, double *dscale, double *doffset,
-                       int streamed, ptrdiff_t ahead)
+                       int streamed)
 {
     V k[4], r[4], c[4], mean_g[4], mean_gx[4], dyx[4], dys[4];
     ptrdiff_t begin = 0, end = m / W * W;
@@ -158,9 +152,6 @@ INLINE void sweep_rows(const Line *line, int rows, const T *scale, ptrdiff_t m, 
     for (ptrdiff_t j = begin; j < end; j += W) {
         const V s = load(scale + j);
         if (streamed) {
-            for (int i = 0; i < rows; i++) {
-                PREFETCH((const char *)(line[i].dy + j) + ahead);
-            }
             SWEEP(V, load, stream_to, line, rows, j, s)
         } else {
             SWEEP(V, load, store, line, rows, j, s)
@@ -176,7 +167,6 @@ INLINE void sweep_rows(const Line *line, int rows, const T *scale, ptrdiff_t m, 
 static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, const lnorm_row *row, ptrdiff_t begin,
                            ptrdiff_t end, double *dscale, double *doffset)
 {
-    const ptrdiff_t ahead = (last - first) * job->n * T_SIZE;
     lnorm_walk walk;
     View vx[4], vdy[4], vdx[4], vscale;
     view_of(&vscale, job, LNORM_SCALE);
@@ -214,11 +204,11 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
                 streamed = streamed && until_aligned(line[i].dx, LINE) == until_aligned(line[0].dx, LINE);
             }
             if (rows == 1)
-                sweep_rows(line, 1, scale, m, ds, db, 0, 0);
+                sweep_rows(line, 1, scale, m, ds, db, 0);
             else if (streamed)
-                sweep_rows(line, 4, scale, m, ds, db, 1, ahead);
+                sweep_rows(line, 4, scale, m, ds, db, 1);
             else
-                sweep_rows(line, 4, scale, m, ds, db, 0, 0);
+                sweep_rows(line, 4, scale, m, ds, db, 0);
             for (int i = 0; i < rows; i++) {
                 if (!isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
                     for (ptrdiff_t l = 0; l < m; l++)

@@ -1,6 +1,7 @@
 /* y = γ·x̂ + β with x̂ = (x - μ)·rstd, row by row: Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450. */
 
 #define AFFINE(x, i, g, b) (XHAT(x, k[i], r[i], c[i]) * (g) + (b))
+#define CENTERED(x, i, g, b) (((x) - k[i]) * r[i] * (g) + (b)) /* where c = 0: the same bits, one subtraction less */
 
 INLINE void affine_elements(T *const *y, const T *const *x, const T *scale, const T *offset, ptrdiff_t begin,
                             ptrdiff_t end, const Stats *s, int rows)
@@ -12,10 +13,10 @@ INLINE void affine_elements(T *const *y, const T *const *x, const T *scale, cons
     }
 }
 
-/* m elements of several rows that share scale and offset. Each row's first and last register may overlap the aligned ones
+/* m elements of several rows that share scale and offset; `centered` when c is 0 in all of them. Each row's first and last register may overlap the aligned ones
    between them; they are computed before anything is written, because y may be x. */
 INLINE void affine(T *const *y, const T *const *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s,
-                   int rows)
+                   int rows, int centered)
 {
     V k[ROWS], r[ROWS], c[ROWS], first[ROWS], last[ROWS];
     const ptrdiff_t end = m - W;
@@ -33,7 +34,7 @@ INLINE void affine(T *const *y, const T *const *x, const T *scale, const T *offs
     for (ptrdiff_t j = until_aligned(y[0], W * T_SIZE); j <= end; j += W) {
         const V g = load(scale + j), b = load(offset + j);
         for (int i = 0; i < rows; i++)
-            store(y[i] + j, AFFINE(load(x[i] + j), i, g, b));
+            store(y[i] + j, centered ? CENTERED(load(x[i] + j), i, g, b) : AFFINE(load(x[i] + j), i, g, b));
     }
     for (int i = 0; i < rows; i++) {
         store(y[i], first[i]);
@@ -42,14 +43,17 @@ INLINE void affine(T *const *y, const T *const *x, const T *scale, const T *offs
 }
 
 /* The same for one row around the caches: whole lines, and what is left at both ends one element at a time. */
-INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s)
+INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s,
+                            ptrdiff_t ahead)
 {
     const V k[1] = {SPLAT(s->k)}, r[1] = {SPLAT(s->r)}, c[1] = {SPLAT(s->c)};
     const ptrdiff_t head = until_aligned(y, LINE), begin = head < m ? head : m;
     const ptrdiff_t end = begin + (m - begin) / (LINE / T_SIZE) * (LINE / T_SIZE);
     affine_elements(&y, &x, scale, offset, 0, begin, s, 1);
-    for (ptrdiff_t j = begin; j < end; j += W)
+    for (ptrdiff_t j = begin; j < end; j += W) {
+        PREFETCH((const char *)(x + j) + ahead);
         stream_to(y + j, AFFINE(load(x + j), 0, load(scale + j), load(offset + j)));
+    }
     affine_elements(&y, &x, scale, offset, end, m, s, 1);
 }
 
@@ -63,9 +67,9 @@ INLINE void affine_row(View *vy, char *y, View *vx, const char *x, const T *scal
         for (ptrdiff_t l = 0; l < m; l++)
             to[l] = (T)NAN;
     else if (vx->job->stream && vy->op->contiguous)
-        affine_streamed(to, from, scale, offset, m, s);
+        affine_streamed(to, from, scale, offset, m, s, vx->job->n * T_SIZE * (vx->job->n <= TOGETHER ? ROWS : 1));
     else
-        affine(&to, &from, scale, offset, m, s, 1);
+        affine(&to, &from, scale, offset, m, s, 1, 0);
     put(vy, y, j, m, 0);
 }
 
@@ -85,7 +89,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
         const int rows = (int)(last - first < together ? last - first : together);
         char *x[ROWS], *scale[ROWS], *offset[ROWS], *y[ROWS];
         Stats s[ROWS];
-        int alike = shared && rows == ROWS;
+        int alike = shared && rows == ROWS, centered = 1;
         for (int i = 0; i < rows; i++, lnorm_walk_on(&walk)) {
             x[i] = walk.at[LNORM_X];
             scale[i] = walk.at[LNORM_SCALE];
@@ -101,6 +105,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
         ptrdiff_t width = block_width(job);
         for (int i = 0; i < rows; i++) {
             alike = alike && s[i].exponent == 0 && !isnan(s[i].rstd);
+            centered = centered && s[i].c == 0;
             width = s[i].exponent == 0 ? width : LNORM_BLOCK;
             if (job->mean) {
                 job->mean[first + i] = s[i].mean;
@@ -116,7 +121,11 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
                     to[i] = (T *)y[i] + j;
                     from[i] = (const T *)x[i] + j;
                 }
-                affine(to, from, get(&vscale, scale[0], j, m, 0), get(&voffset, offset[0], j, m, 0), m, s, ROWS);
+                const T *g = get(&vscale, scale[0], j, m, 0), *b = get(&voffset, offset[0], j, m, 0);
+                if (centered)
+                    affine(to, from, g, b, m, s, ROWS, 1);
+                else
+                    affine(to, from, g, b, m, s, ROWS, 0);
             } else {
                 for (int i = 0; i < rows; i++)
                     affine_row(&vy, y[i], &vx, x[i], get(&vscale, scale[i], j, m, 0), get(&voffset, offset[i], j, m, 0),

@@ -133,7 +133,8 @@ INLINE int settle(Stats *s, const Moments *sum, T center, ptrdiff_t n, double ep
     s->k = (T)(center + delta);
     const double left = ((double)center - (double)s->k) + delta; /* what rounding the mean to T leaves */
     s->r = (T)rstd;
-    s->c = (T)(left * rstd);
+    /* Below an eighth of T's epsilon of σ it is nothing, and forward.h can do without. */
+    s->c = left * left > EPSILON * EPSILON / 64 * var ? (T)(left * rstd) : 0;
     s->mean = (double)s->k + left;
     s->rstd = rstd;
     if (delta * delta > var)

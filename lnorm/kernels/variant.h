@@ -47,6 +47,7 @@
 
 #define T float
 #define T_SIZE 4
+#define EPSILON 0x1p-23
 #define SAFE_SQUARE 0x1p-80 /* below it, a σ² may rest on squares that float cannot hold */
 #include "vec.h"
 #include "rows.h"
@@ -55,10 +56,12 @@
 #include "backward.h"
 #undef T
 #undef T_SIZE
+#undef EPSILON
 #undef SAFE_SQUARE
 
 #define T double
 #define T_SIZE 8
+#define EPSILON 0x1p-52
 #define SAFE_SQUARE 0x1p-900
 #include "vec.h"
 #include "rows.h"
@@ -67,4 +70,5 @@
 #include "backward.h"
 #undef T
 #undef T_SIZE
+#undef EPSILON
 #undef SAFE_SQUARE
