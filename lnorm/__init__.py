@@ -3,8 +3,17 @@
 from . import _core, _cpus, functional
 from ._core import get_num_threads, layer_norm, layer_norm_backward, set_num_threads
 from .config import __version__, show_config
+from .layer import LayerNormalizationLayer
+from .properties import Learnable
+from .solvers import SGDM, Adam, RMSProp, Solver
 
 __all__ = [
+    "SGDM",
+    "Adam",
+    "LayerNormalizationLayer",
+    "Learnable",
+    "RMSProp",
+    "Solver",
     "__version__",
     "get_num_threads",
     "layer_norm",

@@ -6,6 +6,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lnorm
@@ -47,11 +48,44 @@ def test_the_docstring_names_every_parameter_and_the_paper(name):
         assert word in text, f"{name} does not mention {word}"
 
 
-def test_the_python_blocks_of_the_readme_run():
+def readme_blocks(language):
     blocks = re.findall(
-        r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     assert blocks
+    return blocks
+
+
+def test_the_readme_shows_the_display_of_the_layer():
+    layer = lnorm.LayerNormalizationLayer(name="layernorm").initialize(16)
+    assert readme_blocks("text") == [f"{layer}\n"]
+
+
+def test_the_recipes_of_the_readme_read_scale_and_offset(tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs the extra `judges`")
+    onnx = pytest.importorskip("onnx", reason="needs the extra `judges`")
+    monkeypatch.chdir(tmp_path)
+    scale, offset = np.random.default_rng(0).standard_normal((2, 6), np.float32)
+    prefix = "encoder.layer.0.output.LayerNorm"
+    safetensors.save_file({f"{prefix}.weight": scale, f"{prefix}.bias": offset}, "model.safetensors")
+    node = onnx.helper.make_node("LayerNormalization", ["x", "w", "b"], ["y"], name="norm", epsilon=1e-3)
+    arrays = [onnx.numpy_helper.from_array(a, name) for name, a in (("w", scale), ("b", offset))]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [], [], arrays)), "model.onnx")
+    from_safetensors, from_onnx = readme_blocks("py")
+    names = {"lnorm": lnorm}
+    exec(from_safetensors, names)
+    layers = [(names["layer"], 1e-5)]
+    exec(from_onnx, names)
+    layers.append((names["layers"]["norm"], 1e-3))
+    for layer, epsilon in layers:
+        np.testing.assert_array_equal(layer.scale, scale)
+        np.testing.assert_array_equal(layer.offset, offset)
+        assert np.isclose(layer.epsilon, epsilon, rtol=1e-6) and layer.operation_dimension == "channel-only"
+
+
+def test_the_python_blocks_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = readme_blocks("python")
     names = {}
     for block in blocks:
         if ">>>" in block:
