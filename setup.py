@@ -1,5 +1,6 @@
 """The compiler, nothing else: every other fact about the package stands in pyproject.toml."""
 
+import glob
 import os
 import sys
 import tempfile
@@ -10,7 +11,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "lnorm/kernels"
-HEADERS = ["kernels.h", "walk.h", "variant.h", "vec.h", "rows.h", "stats.h", "forward.h", "backward.h"]
 
 # The same bits from every compiler: no contraction to FMA, no reassociation. sqrt without errno is one instruction.
 UNIX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
@@ -61,7 +61,7 @@ class BuildExt(build_ext):
 extension = Extension(
     "lnorm._core",
     ["lnorm/_core.pyx", f"{KERNELS}/kernels.c", f"{KERNELS}/gradient.c"],
-    depends=[f"{KERNELS}/{name}" for name in HEADERS],
+    depends=glob.glob(f"{KERNELS}/*.h"),
     include_dirs=["lnorm", numpy.get_include()],
     define_macros=[
         ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),

@@ -264,6 +264,7 @@ cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
 # system says of its last level is no guide: shared, or virtual, it is smaller (measured: no gain below 4 MiB, none lost above 8).
 cdef enum:
     STREAM_BYTES = 8 << 20
+    STREAM_ROW_BYTES = 1 << 10  # the ends of a row, parts of a cache line, are not streamed
 
 
 cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
@@ -389,7 +390,7 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = cnp.PyArray_NBYTES(x) + cnp.PyArray_NBYTES(y) > STREAM_BYTES
+        job.stream = 2 * cnp.PyArray_NBYTES(x) > STREAM_BYTES and job.n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
 
 
@@ -489,7 +490,7 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     if mean is not None:
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
-    job.stream = 3 * cnp.PyArray_NBYTES(x) > STREAM_BYTES
+    job.stream = 3 * cnp.PyArray_NBYTES(x) > STREAM_BYTES and job.n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
     observations = cnp.PyArray_SIZE(x) // job.n
     wide = job.n > 2 * CHUNK
     plan.job = &job
@@ -701,7 +702,11 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
                 job.epsilon = eps
                 job.mean = job.rstd = NULL
                 size *= cnp.PyArray_ITEMSIZE(x)
-                job.stream = 2 * size > STREAM_BYTES and cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x)
+                job.stream = (
+                    2 * size > STREAM_BYTES
+                    and n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
+                    and cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x)
+                )
                 size = cnp.PyArray_ITEMSIZE(x)
                 set_rows(&job, LNORM_X, <char *>cnp.PyArray_DATA(x), n * size, size)
                 set_rows(&job, LNORM_Y, <char *>cnp.PyArray_DATA(out), n * size, size)

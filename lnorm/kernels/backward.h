@@ -49,7 +49,7 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&vdy, job, LNORM_DY);
     lnorm_walk_to(&walk, job, first);
-    for (ptrdiff_t i = first; i < last; i++, row++, lnorm_walk_on(&walk)) {
+    for (ptrdiff_t i = first; i < last; i++, row++, lnorm_walk_on(&walk, 1)) {
         standardize(job, i, &vx, walk.at[LNORM_X], row);
         const V k = SPLAT((T)row->center), r = SPLAT((T)row->rstd);
         Sum sx, sg, sgx;
@@ -180,7 +180,7 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
         const int rows = last - first < 4 ? 1 : 4;
         char *x[4], *dy[4], *dx[4], *const shared = walk.at[LNORM_SCALE];
         ptrdiff_t width = block_width(job);
-        for (int i = 0; i < rows; i++, lnorm_walk_on(&walk)) {
+        for (int i = 0; i < rows; i++, lnorm_walk_on(&walk, 1)) {
             width = row[i].exponent == 0 ? width : LNORM_BLOCK;
             x[i] = walk.at[LNORM_X];
             dy[i] = walk.at[LNORM_DY];

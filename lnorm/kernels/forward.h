@@ -77,6 +77,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
 {
     const ptrdiff_t n = job->n;
     const ptrdiff_t together = job->op[LNORM_X].contiguous && n <= TOGETHER ? ROWS : 1;
+    const int columns = lies_in_columns(job);
     const int shared = job->op[LNORM_Y].contiguous && !job->stream;
     lnorm_walk walk;
     View vx, vscale, voffset, vy;
@@ -86,11 +87,18 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     view_of(&vy, job, LNORM_Y);
     lnorm_walk_to(&walk, job, first);
     while (first < last) {
+        if (columns && last - first >= W && lnorm_walk_left(&walk) >= W &&
+            forward_columns(&walk, &vx, &vscale, &voffset, job->mean ? job->mean + first : NULL,
+                            job->mean ? job->rstd + first : NULL)) {
+            lnorm_walk_on(&walk, W);
+            first += W;
+            continue;
+        }
         const int rows = (int)(last - first < together ? last - first : together);
         char *x[ROWS], *scale[ROWS], *offset[ROWS], *y[ROWS];
         Stats s[ROWS];
         int alike = shared && rows == ROWS, centered = 1;
-        for (int i = 0; i < rows; i++, lnorm_walk_on(&walk)) {
+        for (int i = 0; i < rows; i++, lnorm_walk_on(&walk, 1)) {
             x[i] = walk.at[LNORM_X];
             scale[i] = walk.at[LNORM_SCALE];
             offset[i] = walk.at[LNORM_OFFSET];

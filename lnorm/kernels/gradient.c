@@ -19,6 +19,6 @@ void lnorm_add_partial(const lnorm_job *job, ptrdiff_t begin, ptrdiff_t end, con
     }
     lnorm_steps steps;
     lnorm_steps_to(&steps, job, &job->op[LNORM_GRAD], begin);
-    for (ptrdiff_t j = 0; j < end - begin; j++, lnorm_steps_on(&steps))
+    for (ptrdiff_t j = 0; j < end - begin; j++, lnorm_steps_on(&steps, 1))
         add(total + (steps.at - base), total + (steps.at - base) + size, partial[j]);
 }

@@ -16,6 +16,12 @@ INLINE void view_of(View *view, const lnorm_job *job, int operand)
     view->held = NULL;
 }
 
+INLINE void fill(T *block, ptrdiff_t m, T value)
+{
+    for (ptrdiff_t j = 0; j < m; j++)
+        block[j] = value;
+}
+
 /* A row whose numbers leave the range in which squares are safe is taken times a power of two. */
 static NOINLINE const T *gather(View *view, const char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
 {
@@ -23,8 +29,18 @@ static NOINLINE const T *gather(View *view, const char *row, ptrdiff_t i, ptrdif
     if (!exponent && view->held == row && view->held_at == i)
         return view->block;
     lnorm_steps_to(&steps, view->job, view->op, i);
-    for (ptrdiff_t j = 0; j < m; j++, lnorm_steps_on(&steps))
-        view->block[j] = *(const T *)(row + steps.at);
+    for (ptrdiff_t j = 0, run, stride; j < m; j += run, lnorm_steps_on(&steps, run)) {
+        const ptrdiff_t left = lnorm_steps_left(&steps, &stride);
+        const char *from = row + steps.at;
+        run = left < m - j ? left : m - j;
+        if (stride == T_SIZE)
+            memcpy(view->block + j, from, (size_t)run * T_SIZE);
+        else if (stride == 0)
+            fill(view->block + j, run, *(const T *)from);
+        else
+            for (ptrdiff_t l = 0; l < run; l++)
+                view->block[j + l] = *(const T *)(from + l * stride);
+    }
     if (exponent)
         for (ptrdiff_t j = 0; j < m; j++)
             view->block[j] = (T)ldexp((double)view->block[j], exponent);
@@ -37,8 +53,16 @@ static NOINLINE void scatter(View *view, char *row, ptrdiff_t i, ptrdiff_t m, in
 {
     lnorm_steps steps;
     lnorm_steps_to(&steps, view->job, view->op, i);
-    for (ptrdiff_t j = 0; j < m; j++, lnorm_steps_on(&steps))
-        *(T *)(row + steps.at) = exponent ? (T)ldexp((double)view->block[j], exponent) : view->block[j];
+    if (exponent)
+        for (ptrdiff_t j = 0; j < m; j++)
+            view->block[j] = (T)ldexp((double)view->block[j], exponent);
+    for (ptrdiff_t j = 0, run, stride; j < m; j += run, lnorm_steps_on(&steps, run)) {
+        const ptrdiff_t left = lnorm_steps_left(&steps, &stride);
+        char *to = row + steps.at;
+        run = left < m - j ? left : m - j;
+        for (ptrdiff_t l = 0; l < run; l++)
+            *(T *)(to + l * stride) = view->block[j + l];
+    }
 }
 
 /* The m elements from the i-th on, to read. */

@@ -8,10 +8,27 @@
    double precision after each block, so it takes at most LNORM_BLOCK / LANES terms: a lane that holds one large term
    would swallow the small ones that follow. When T is itself double, `rest` keeps what the roundings leave. */
 typedef struct {
-    D total[DU];
+    D sum;
 #if T_SIZE == 8
-    D rest[DU];
+    D rest;
 #endif
+} Total;
+
+INLINE void add_to(Total *total, D v, int first)
+{
+    if (first) {
+        *total = (Total){.sum = v};
+        return;
+    }
+#if T_SIZE == 8 /* two-sum: Knuth, TAOCP 2, 4.2.2 */
+    const D a = total->sum, t = a + v, z = t - a;
+    total->rest += (a - (t - z)) + (v - z);
+#endif
+    total->sum += v;
+}
+
+typedef struct {
+    Total total[DU];
 } Sum;
 
 INLINE void add_block(Sum *sum, const V *lanes, int first)
@@ -19,30 +36,23 @@ INLINE void add_block(Sum *sum, const V *lanes, int first)
     for (int u = 0; u < U; u++) {
         D wide[PARTS];
         widen(wide, lanes[u]);
-        for (int i = 0; i < PARTS; i++) {
-            const int l = u * PARTS + i;
-#if T_SIZE == 8
-            if (first) {
-                sum->rest[l] = (D){0};
-            } else { /* two-sum: Knuth, TAOCP 2, 4.2.2 */
-                const D a = sum->total[l], b = wide[i], t = a + b, z = t - a;
-                sum->rest[l] += (a - (t - z)) + (b - z);
-            }
-#endif
-            if (first)
-                sum->total[l] = wide[i];
-            else
-                sum->total[l] += wide[i];
-        }
+        for (int i = 0; i < PARTS; i++)
+            add_to(&sum->total[u * PARTS + i], wide[i], first);
     }
 }
 
 INLINE double value_of(const Sum *sum)
 {
+    D lanes[DU];
+    for (int i = 0; i < DU; i++)
+        lanes[i] = sum->total[i].sum;
+    const double value = fold(lanes);
 #if T_SIZE == 8
-    return fold(sum->total) + fold(sum->rest);
+    for (int i = 0; i < DU; i++)
+        lanes[i] = sum->total[i].rest;
+    return value + fold(lanes);
 #else
-    return fold(sum->total);
+    return value;
 #endif
 }
 
@@ -126,9 +136,9 @@ typedef struct {
 
 #define XHAT(x, k, r, c) (((x) - (k)) * (r) - (c))
 
-INLINE int settle(Stats *s, const Moments *sum, T center, ptrdiff_t n, double epsilon)
+INLINE int settle(Stats *s, double sum_d, double sum_d2, T center, ptrdiff_t n, double epsilon)
 {
-    const double delta = value_of(&sum->d) / (double)n, var = value_of(&sum->d2) / (double)n - delta * delta;
+    const double delta = sum_d / (double)n, var = sum_d2 / (double)n - delta * delta;
     const double spread = (var > 0 ? var : 0) + epsilon, rstd = spread > 0 ? 1 / sqrt(spread) : 0;
     s->k = (T)(center + delta);
     const double left = ((double)center - (double)s->k) + delta; /* what rounding the mean to T leaves */
@@ -174,7 +184,7 @@ static NOINLINE Stats settle_slowly(View *vx, const char *row)
         int state = FAR_FROM_MEAN;
         for (int pass = 0; state == FAR_FROM_MEAN && pass < 3; pass++) {
             add_up(&sum, vx, row, exponent, center);
-            state = settle(&s, &sum, center, n, epsilon);
+            state = settle(&s, value_of(&sum.d), value_of(&sum.d2), center, n, epsilon);
             center = s.k;
         }
         if (scaled || state == SETTLED)
@@ -200,7 +210,7 @@ INLINE void stats_of(Stats *s, View *vx, char *const *row, int rows)
         add_up(&sum[i], vx, row[i], 0, center[i]);
     for (int i = 0; i < rows; i++) {
         s[i].exponent = 0;
-        if (settle(&s[i], &sum[i], center[i], n, vx->job->epsilon) != SETTLED)
+        if (settle(&s[i], value_of(&sum[i].d), value_of(&sum[i].d2), center[i], n, vx->job->epsilon) != SETTLED)
             s[i] = settle_slowly(vx, row[i]);
     }
 }

@@ -23,17 +23,27 @@ static inline void lnorm_walk_to(lnorm_walk *walk, const lnorm_job *job, ptrdiff
     }
 }
 
-static inline void lnorm_walk_on(lnorm_walk *walk)
+/* Observations to the end of the last outer dimension. */
+static inline ptrdiff_t lnorm_walk_left(const lnorm_walk *walk)
+{
+    const int last = walk->job->outer_ndim - 1;
+    return last < 0 ? 1 : walk->job->outer_shape[last] - walk->index[last];
+}
+
+/* Goes on by a count of observations, at most those that are left. */
+static inline void lnorm_walk_on(lnorm_walk *walk, ptrdiff_t count)
 {
     const lnorm_job *job = walk->job;
     for (int d = job->outer_ndim - 1; d >= 0; d--) {
         for (int k = 0; k < LNORM_OPERANDS; k++)
-            walk->at[k] += job->op[k].outer[d];
-        if (++walk->index[d] < job->outer_shape[d])
+            walk->at[k] += count * job->op[k].outer[d];
+        walk->index[d] += count;
+        if (walk->index[d] < job->outer_shape[d])
             return;
         for (int k = 0; k < LNORM_OPERANDS; k++)
             walk->at[k] -= walk->index[d] * job->op[k].outer[d];
         walk->index[d] = 0;
+        count = 1;
     }
 }
 
@@ -56,14 +66,25 @@ static inline void lnorm_steps_to(lnorm_steps *steps, const lnorm_job *job, cons
     }
 }
 
-static inline void lnorm_steps_on(lnorm_steps *steps)
+/* Elements to the end of the last inner dimension, and the bytes between them. */
+static inline ptrdiff_t lnorm_steps_left(const lnorm_steps *steps, ptrdiff_t *stride)
+{
+    const int last = steps->job->inner_ndim - 1;
+    *stride = last < 0 ? 0 : steps->stride[last];
+    return last < 0 ? 1 : steps->job->inner_shape[last] - steps->index[last];
+}
+
+/* Goes on by a count of elements, at most those that are left. */
+static inline void lnorm_steps_on(lnorm_steps *steps, ptrdiff_t count)
 {
     for (int d = steps->job->inner_ndim - 1; d >= 0; d--) {
-        steps->at += steps->stride[d];
-        if (++steps->index[d] < steps->job->inner_shape[d])
+        steps->at += count * steps->stride[d];
+        steps->index[d] += count;
+        if (steps->index[d] < steps->job->inner_shape[d])
             return;
         steps->at -= steps->index[d] * steps->stride[d];
         steps->index[d] = 0;
+        count = 1;
     }
 }
 
