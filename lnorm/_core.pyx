@@ -442,6 +442,16 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
         first = stop
 
 
+cdef inline void write_element(void *to, ptrdiff_t at, double value, int typenum) noexcept nogil:
+    """One element of the gradient; every NaN is the same one, whatever made it."""
+    if value != value:
+        value = NAN
+    if typenum == cnp.NPY_FLOAT32:
+        (<float *>to)[at] = <float>value
+    else:
+        (<double *>to)[at] = value
+
+
 cdef void collect(const Plan *plan, ptrdiff_t task, const double *partial, double *total, ptrdiff_t size,
                   void *dscale, void *doffset, int typenum) noexcept nogil:
     """Add a task's partial sums to the totals, and write these where the task was the last that adds to them."""
@@ -451,23 +461,14 @@ cdef void collect(const Plan *plan, ptrdiff_t task, const double *partial, doubl
     cdef ptrdiff_t begin = c * plan.width, end = min(begin + plan.width, plan.job.n)
     cdef bint own = grad.contiguous  # each column has an element of the gradient to itself
     cdef ptrdiff_t base = begin if own else 0, length = end - begin if own else size, j, at
-    cdef double value
     lnorm_add_partial(plan.job, begin, end, partial, total, 2 * size, base)
     lnorm_add_partial(plan.job, begin, end, partial + plan.stride, total + size, 2 * size, base)
     if (task + 1) % plan.blocks or not (own or c == plan.chunks - 1):
         return
     at = g * (plan.job.n if own else size) + base
     for j in range(length):
-        value = total[j] + total[2 * size + j]
-        if typenum == cnp.NPY_FLOAT32:
-            (<float *>dscale)[at + j] = <float>(value if value == value else NAN)
-        else:
-            (<double *>dscale)[at + j] = value if value == value else NAN
-        value = total[size + j] + total[3 * size + j]
-        if typenum == cnp.NPY_FLOAT32:
-            (<float *>doffset)[at + j] = <float>(value if value == value else NAN)
-        else:
-            (<double *>doffset)[at + j] = value if value == value else NAN
+        write_element(dscale, at + j, total[j] + total[2 * size + j], typenum)
+        write_element(doffset, at + j, total[size + j] + total[3 * size + j], typenum)
     memset(total, 0, 4 * size * sizeof(double))
 
 
