@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from oracle import (
+    BOUND,
     FLOATS,
     WIDTHS,
     awkward,
@@ -206,3 +207,11 @@ def test_empty_arrays_have_empty_gradients(shape, axis, dtype):
     np.testing.assert_array_equal(dx, x, strict=True)
     for grad in (dscale, doffset):
         np.testing.assert_array_equal(grad, np.zeros(kept, dtype), strict=True)
+
+
+def test_sums_over_space_keep_what_their_roundings_leave():
+    x = rng_for("sums over space").standard_normal((4, 2, 256, 256))
+    dy = np.full(x.shape, 0.1)
+    doffset = lnorm.layer_norm_backward(dy, x, np.ones((2, 1, 1)), axis=(1, 2, 3))[2]
+    exact = math.fsum(dy[:, 0].ravel())
+    assert abs(doffset - exact).max() <= BOUND["doffset"] * np.finfo(np.float64).eps * exact
