@@ -1,7 +1,6 @@
 /* y = γ·x̂ + β with x̂ = (x - μ)·rstd, row by row: Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450. */
 
 #define AFFINE(x, i, g, b) (XHAT(x, k[i], r[i], c[i]) * (g) + (b))
-#define CENTERED(x, i, g, b) (((x) - k[i]) * r[i] * (g) + (b)) /* where c = 0: the same bits, one subtraction less */
 
 INLINE void affine_elements(T *const *y, const T *const *x, const T *scale, const T *offset, ptrdiff_t begin,
                             ptrdiff_t end, const Stats *s, int rows)
@@ -13,8 +12,9 @@ INLINE void affine_elements(T *const *y, const T *const *x, const T *scale, cons
     }
 }
 
-/* m elements of several rows that share scale and offset; `centered` when c is 0 in all of them. Each row's first and last register may overlap the aligned ones
-   between them; they are computed before anything is written, because y may be x. */
+/* m elements of several rows that share scale and offset; `centered` when c is 0 in all of them. Each row's first and
+   last register may overlap the aligned ones between them; they are computed before anything is written, because y may
+   be x. */
 INLINE void affine(T *const *y, const T *const *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s,
                    int rows, int centered)
 {
@@ -27,14 +27,14 @@ INLINE void affine(T *const *y, const T *const *x, const T *scale, const T *offs
     for (int i = 0; i < rows; i++) {
         k[i] = SPLAT(s[i].k);
         r[i] = SPLAT(s[i].r);
-        c[i] = SPLAT(s[i].c);
+        c[i] = SPLAT(centered ? (T)0 : s[i].c); /* the compiler leaves out a subtraction of 0 */
         first[i] = AFFINE(load(x[i]), i, load(scale), load(offset));
         last[i] = AFFINE(load(x[i] + end), i, load(scale + end), load(offset + end));
     }
     for (ptrdiff_t j = until_aligned(y[0], W * T_SIZE); j <= end; j += W) {
         const V g = load(scale + j), b = load(offset + j);
         for (int i = 0; i < rows; i++)
-            store(y[i] + j, centered ? CENTERED(load(x[i] + j), i, g, b) : AFFINE(load(x[i] + j), i, g, b));
+            store(y[i] + j, AFFINE(load(x[i] + j), i, g, b));
     }
     for (int i = 0; i < rows; i++) {
         store(y[i], first[i]);
