@@ -33,10 +33,10 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
         row->rstd = (T)ldexp(job->rstd[i], -row->exponent);
     } else {
         Stats s;
-        stats_of(&s, vx, (char **)&x, 1);
-        row->exponent = s.exponent;
-        row->center = s.k;
-        row->rstd = s.r;
+        stats_of(&s, vx, x, 0, 1);
+        row->exponent = s.exponent[0];
+        row->center = s.k[0];
+        row->rstd = s.r[0];
     }
 }
 
@@ -67,9 +67,11 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
                 add_terms(tx, tg, tgx, x + j, dy + j, scale + j, k, r, 1);
             if (j < m) {
                 T x_end[LANES], dy_end[LANES], scale_end[LANES];
-                pad(x_end, x + j, m - j, (T)row->center);
-                pad(dy_end, dy + j, m - j, 0);
-                pad(scale_end, scale + j, m - j, 0);
+                for (int u = 0; u < U; u++) {
+                    store(x_end + u * W, load_end(x + j, u, m - j, (T)row->center));
+                    store(dy_end + u * W, load_end(dy + j, u, m - j, 0));
+                    store(scale_end + u * W, load_end(scale + j, u, m - j, 0));
+                }
                 add_terms(tx, tg, tgx, x_end, dy_end, scale_end, k, r, 1);
             }
             add_block(&sx, tx, b == 0);
@@ -77,9 +79,14 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
             add_block(&sgx, tgx, b == 0);
             b += LNORM_BLOCK;
         } while (b < n);
-        row->mean_x = value_of(&sx) / (double)n;
-        row->mean_g = value_of(&sg) / (double)n;
-        row->mean_gx = value_of(&sgx) / (double)n - row->mean_x * row->mean_g;
+        double value_x[ROWS], value_g[ROWS], value_gx[ROWS];
+        Total total_x = total_of(&sx), total_g = total_of(&sg), total_gx = total_of(&sgx);
+        values_of(value_x, &total_x, 1);
+        values_of(value_g, &total_g, 1);
+        values_of(value_gx, &total_gx, 1);
+        row->mean_x = *value_x / (double)n;
+        row->mean_g = *value_g / (double)n;
+        row->mean_gx = *value_gx / (double)n - row->mean_x * row->mean_g;
     }
 }
 

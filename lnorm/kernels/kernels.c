@@ -14,10 +14,12 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define PREFETCH(p) __builtin_prefetch(p, 0, 2) /* to the second level */
+#define PREFETCH_TO_WRITE(p) __builtin_prefetch(p, 1, 2)
 #else
 #define INLINE static inline
 #define NOINLINE
 #define PREFETCH(p) (void)(p)
+#define PREFETCH_TO_WRITE(p) (void)(p)
 #endif
 
 /* Lanes of a row's sums: wide enough for four registers of AVX2 or two of AVX-512, and short rows still fill them. The
@@ -26,20 +28,40 @@
 
 enum { LINE = 64 }; /* bytes of a cache line */
 
-enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE };
+enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 
-/* Rows whose statistics are taken together. */
-#define ROWS 4
-#define TOGETHER 2048 /* elements of a row, beyond which ROWS of them leave the first-level cache */
+/* What the sums of columns are of. */
+enum { FIRST, ALL_SHORT, ALL };
+
+/* Rows taken together: the lane trees, divisions and roots of eight cost little more than those of one. */
+#define ROWS 8
+#ifndef FEW
+#define FEW 256
+#endif
+#define TOGETHER 2048               /* elements of a row, beyond which ROWS of them leave the first-level cache */
+#define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
+
+/* Elements of a short row; see stats.h. */
+#define SHORT 96
 
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(_M_X64))
 #define LNORM_X86
 #include <immintrin.h>
 #endif
 
-#ifdef __GNUC__
-typedef double lnorm_d2 __attribute__((vector_size(16)));
-typedef double lnorm_d4 __attribute__((vector_size(32)));
+#ifdef __clang__
+#define UNROLL LNORM_PRAGMA(unroll)
+#elif defined(__GNUC__)
+#define UNROLL LNORM_PRAGMA(GCC unroll 16)
+#else
+#define UNROLL
+#endif
+
+/* Lanes of two vectors of doubles, chosen by constant indices. */
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){__VA_ARGS__})
 #endif
 
 #ifdef LNORM_X86

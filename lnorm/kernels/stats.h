@@ -1,6 +1,6 @@
 /* Mean and rstd of a row, right at any offset and any scale.
 
-   With K = mean of the row's first LANES elements and d = x - K, one pass sums d and d². δ = Σd / n is the distance from K
+   With K = mean of the row's first LANES elements (for short rows of floats 0) and d = x - K, one pass sums d and d². δ = Σd / n is the distance from K
    to the mean and σ² = Σd² / n - δ². When δ² > σ² the subtraction has lost digits: K was far from the mean, and the pass
    is done again around K + δ. When squares leave the range of T, it is done again on the row times a power of two. */
 
@@ -41,42 +41,70 @@ INLINE void add_block(Sum *sum, const V *lanes, int first)
     }
 }
 
-INLINE double value_of(const Sum *sum)
+/* The sum of a row, folded down to one register. */
+INLINE Total total_of(const Sum *sum)
 {
     D lanes[DU];
+    Total total;
     for (int i = 0; i < DU; i++)
         lanes[i] = sum->total[i].sum;
-    const double value = fold(lanes);
+    total.sum = fold_registers(lanes);
 #if T_SIZE == 8
     for (int i = 0; i < DU; i++)
         lanes[i] = sum->total[i].rest;
-    return value + fold(lanes);
-#else
-    return value;
+    total.rest = fold_registers(lanes);
+#endif
+    return total;
+}
+
+/* The sums of one row, or of a multiple of DW. */
+INLINE void values_of(double *value, const Total *total, int rows)
+{
+    D lanes[ROWS];
+    for (int i = 0; i < rows; i++)
+        lanes[i] = total[i].sum;
+    fold_rows(value, lanes, rows);
+#if T_SIZE == 8
+    double rest[ROWS];
+    for (int i = 0; i < rows; i++)
+        lanes[i] = total[i].rest;
+    fold_rows(rest, lanes, rows);
+    for (int i = 0; i < rows; i++)
+        value[i] += rest[i];
 #endif
 }
 
 /* Four terms of a lane are added in pairs: fewer roundings in a row, and no waiting for the last one. */
 #define SUM_OF(type, a, rows) ((rows) == 4 ? (type)((a[0] + a[1]) + (a[2] + a[3])) : (type)a[0])
 
-/* The rest of a row, filled up to LANES elements with one that adds nothing. */
-INLINE void pad(T *lanes, const T *x, ptrdiff_t m, T fill)
+/* Register u of the last m elements of a row, filled up with one that adds nothing. */
+INLINE V load_end(const T *x, int u, ptrdiff_t m, T fill)
 {
-    for (ptrdiff_t j = 0; j < LANES; j++)
-        lanes[j] = j < m ? x[j] : fill;
+    const ptrdiff_t at = u * W, left = m - at;
+    if (left >= W)
+        return load(x + at);
+    if (left <= 0)
+        return SPLAT(fill);
+    T padded[W];
+    for (int l = 0; l < W; l++)
+        padded[l] = l < left ? x[at + l] : fill;
+    return load(padded);
 }
 
-INLINE T mean_of_first(const T *x, ptrdiff_t m)
+/* The mean of the first LANES elements of each row, rounded to T. */
+INLINE void means_of_first(T *center, const T *const *x, ptrdiff_t n, int rows)
 {
-    T padded[LANES];
-    D lanes[DU];
-    if (m < LANES) {
-        pad(padded, x, m, 0);
-        x = padded;
+    D total[ROWS];
+    double sum[ROWS];
+    for (int i = 0; i < rows; i++) {
+        D lanes[DU];
+        for (int u = 0; u < U; u++)
+            widen(lanes + u * PARTS, n < LANES ? load_end(x[i], u, n, 0) : load(x[i] + u * W));
+        total[i] = fold_registers(lanes);
     }
-    for (int u = 0; u < U; u++)
-        widen(lanes + u * PARTS, load(x + u * W));
-    return (T)(fold(lanes) / (double)(m < LANES ? m : LANES));
+    fold_rows(sum, total, rows);
+    for (int i = 0; i < rows; i++)
+        center[i] = (T)(sum[i] / (double)(n < LANES ? n : LANES));
 }
 
 INLINE void add_squares(V *sum_d, V *sum_d2, const T *x, V k, int rows)
@@ -92,13 +120,10 @@ INLINE void add_squares(V *sum_d, V *sum_d2, const T *x, V k, int rows)
     }
 }
 
-typedef struct {
-    Sum d, d2;
-} Moments;
-
 /* Σd and Σd² around the center, lane by lane. */
-INLINE void add_up(Moments *sum, View *vx, const char *row, int exponent, T center)
+INLINE void add_up(Total *total_d, Total *total_d2, View *vx, const char *row, int exponent, T center)
 {
+    Sum sum_d, sum_d2;
     const ptrdiff_t n = vx->job->n;
     const V k = SPLAT(center);
     ptrdiff_t i = 0;
@@ -111,45 +136,93 @@ INLINE void add_up(Moments *sum, View *vx, const char *row, int exponent, T cent
             add_squares(d, d2, x + j, k, 4);
         for (; j + LANES <= m; j += LANES)
             add_squares(d, d2, x + j, k, 1);
-        if (j < m) {
-            T padded[LANES];
-            pad(padded, x + j, m - j, center);
-            add_squares(d, d2, padded, k, 1);
-        }
+        if (j < m)
+            for (int u = 0; u < U; u++) {
+                const V end = load_end(x + j, u, m - j, center) - k;
+                d[u] += end;
+                d2[u] += end * end;
+            }
         if (i == 0) {
-            add_block(&sum->d, d, 1);
-            add_block(&sum->d2, d2, 1);
+            add_block(&sum_d, d, 1);
+            add_block(&sum_d2, d2, 1);
         } else {
-            add_block(&sum->d, d, 0);
-            add_block(&sum->d2, d2, 0);
+            add_block(&sum_d, d, 0);
+            add_block(&sum_d2, d2, 0);
         }
         i += LNORM_BLOCK;
     } while (i < n);
+    *total_d = total_of(&sum_d);
+    *total_d2 = total_of(&sum_d2);
 }
 
-/* x̂ = (x·2^exponent - k)·r - c: the mean is k + c/r, not rounded to T, so that no digit is lost at any offset. */
+/* Short rows of floats are summed in double precision from the start: squares are exact, and there is no center to find. */
+#define FAR_SHORT 0x1p20 /* σ² keeps 30 bits */
+
+INLINE int is_short(ptrdiff_t n) { return T_SIZE == 4 && 1 < n && n <= SHORT; }
+
+INLINE void add_wide_squares(D *sum, D *sum2, V v)
+{
+    D wide[PARTS];
+    widen(wide, v);
+    for (int i = 0; i < PARTS; i++) {
+        sum[i] += wide[i];
+        sum2[i] += wide[i] * wide[i];
+    }
+}
+
+#if T_SIZE == 4
+/* Σx and Σx² of a short row. */
+INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
+{
+    D sum[DU], sum2[DU];
+    ptrdiff_t j = 0;
+    for (int i = 0; i < DU; i++)
+        sum[i] = sum2[i] = (D){0};
+    for (; j + LANES <= n; j += LANES)
+        for (int u = 0; u < U; u++)
+            add_wide_squares(sum + u * PARTS, sum2 + u * PARTS, load(x + j + u * W));
+    for (int u = 0; u < U && j + u * W < n; u++)
+        add_wide_squares(sum + u * PARTS, sum2 + u * PARTS, load_end(x + j, u, n - j, 0));
+    total->sum = fold_registers(sum);
+    total2->sum = fold_registers(sum2);
+}
+#endif
+
+/* Of each row of a group, x̂ = (x·2^exponent - k)·r - c: the mean is k + c/r, not rounded to T, so that no digit is lost at
+   any offset. Below an eighth of T's epsilon, c is nothing and left at 0. */
 typedef struct {
-    T k, r, c;
-    int exponent;      /* 0 but for rows near the limits of their type */
-    double mean, rstd; /* of the row as it is */
+    T k[GROUP], r[GROUP], c[GROUP];
+    double mean[GROUP], rstd[GROUP]; /* of the rows as they are */
+    int64_t state[GROUP], off_center[GROUP];
+    int exponent[GROUP]; /* 0 but for rows near the limits of their type */
 } Stats;
 
 #define XHAT(x, k, r, c) (((x) - (k)) * (r) - (c))
 
-INLINE int settle(Stats *s, double sum_d, double sum_d2, T center, ptrdiff_t n, double epsilon)
+/* The statistics from the sums around the centers: good as far as δ² <= far·σ². Returns 0 if all rows are settled. */
+INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const T *center, int rows, ptrdiff_t n,
+                      double epsilon, double far)
 {
-    const double delta = sum_d / (double)n, var = sum_d2 / (double)n - delta * delta;
-    const double spread = (var > 0 ? var : 0) + epsilon, rstd = spread > 0 ? 1 / sqrt(spread) : 0;
-    s->k = (T)(center + delta);
-    const double left = ((double)center - (double)s->k) + delta; /* what rounding the mean to T leaves */
-    s->r = (T)rstd;
-    /* Below an eighth of T's epsilon of σ it is nothing, and forward.h can do without. */
-    s->c = left * left > EPSILON * EPSILON / 64 * var ? (T)(left * rstd) : 0;
-    s->mean = (double)s->k + left;
-    s->rstd = rstd;
-    if (delta * delta > var)
-        return FAR_FROM_MEAN;
-    return spread > SAFE_SQUARE && isfinite(var) ? SETTLED : OUT_OF_RANGE;
+    int64_t states = 0;
+    for (int i = 0; i < rows; i += DW) {
+        const D about = load_wide(center + i);
+        const D delta = *(const D *)(sum_d + i) / (double)n, var = *(const D *)(sum_d2 + i) / (double)n - delta * delta;
+        const D spread = only_where(WHERE(var > 0), var) + epsilon;
+        const D rstd = only_where(WHERE(spread > 0), 1 / square_root(spread));
+        store_narrow(s->k + i, about + delta);
+        const D k = load_wide(s->k + i), left = (about - k) + delta; /* what rounding the mean to T leaves */
+        const I off_center = WHERE(left * left > EPSILON * EPSILON / 64 * var);
+        store_narrow(s->r + i, rstd);
+        store_narrow(s->c + i, only_where(off_center, left * rstd));
+        *(D *)(s->mean + i) = k + left;
+        *(D *)(s->rstd + i) = rstd;
+        *(I *)(s->off_center + i) = off_center;
+        *(I *)(s->state + i) = (WHERE(delta * delta > far * var) & FAR_FROM_MEAN) |
+                               (~(WHERE(spread > SAFE_SQUARE) & WHERE(var < 1 / SAFE_SQUARE)) & OUT_OF_RANGE);
+    }
+    for (int i = 0; i < rows; i++)
+        states |= s->state[i];
+    return states;
 }
 
 /* The exponent that brings the row's largest magnitude to [1/2, 1); 0 for a row of zeros. False if an element is not
@@ -171,46 +244,77 @@ static NOINLINE int scale_to_one(View *vx, const char *row, int *exponent)
     return 1;
 }
 
-/* A row for which the first pass was not enough. */
-static NOINLINE Stats settle_slowly(View *vx, const char *row)
+/* Row i of a group, for which the first pass was not enough. */
+static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *row)
 {
     const ptrdiff_t n = vx->job->n;
     Stats s;
-    Moments sum;
-    int exponent = 0;
+    int exponent = 0, finite = 1;
     for (int scaled = 0;; scaled = 1) {
         const double epsilon = ldexp(vx->job->epsilon, 2 * exponent);
-        T center = mean_of_first(get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, exponent), n);
-        int state = FAR_FROM_MEAN;
-        for (int pass = 0; state == FAR_FROM_MEAN && pass < 3; pass++) {
-            add_up(&sum, vx, row, exponent, center);
-            state = settle(&s, value_of(&sum.d), value_of(&sum.d2), center, n, epsilon);
-            center = s.k;
+        const T *first = get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, exponent);
+        T center[ROWS] = {0};
+        means_of_first(center, &first, n, 1);
+        int64_t state = FAR_FROM_MEAN;
+        for (int pass = 0; state & FAR_FROM_MEAN && pass < 3; pass++) {
+            double d[ROWS], d2[ROWS];
+            Total total_d, total_d2;
+            add_up(&total_d, &total_d2, vx, row, exponent, *center);
+            values_of(d, &total_d, 1);
+            values_of(d2, &total_d2, 1);
+            state = settle(&s, d, d2, center, 1, n, epsilon, 1);
+            *center = *s.k;
         }
         if (scaled || state == SETTLED)
             break;
-        if (!scale_to_one(vx, row, &exponent))
-            return (Stats){.k = 0, .r = (T)NAN, .c = (T)NAN, .mean = NAN, .rstd = NAN};
+        finite = scale_to_one(vx, row, &exponent);
+        if (!finite)
+            break;
     }
-    s.exponent = exponent;
-    s.mean = ldexp(s.mean, -exponent);
-    s.rstd = ldexp(s.rstd, exponent);
-    return s;
+    group->k[i] = finite ? *s.k : 0;
+    group->r[i] = finite ? *s.r : (T)NAN;
+    group->c[i] = finite ? *s.c : (T)NAN;
+    group->off_center[i] = !finite || *s.off_center;
+    group->exponent[i] = finite ? exponent : 0;
+    group->mean[i] = finite ? ldexp(*s.mean, -exponent) : NAN;
+    group->rstd[i] = finite ? ldexp(*s.rstd, exponent) : NAN;
 }
 
-/* Several rows step by step: the lane trees and the divisions of one row are waited for while the others' are on their way. */
-INLINE void stats_of(Stats *s, View *vx, char *const *row, int rows)
+/* The rows of a group whose sums are known, `stride` bytes from one to the next; the first `real` of them exist. */
+INLINE void settle_all(Stats *s, const double *sum_d, const double *sum_d2, const T *center, int rows, int real,
+                       double far, View *vx, const char *row, ptrdiff_t stride)
+{
+    for (int i = 0; i < rows; i++)
+        s->exponent[i] = 0;
+    if (settle(s, sum_d, sum_d2, center, rows, vx->job->n, vx->job->epsilon, far) != SETTLED)
+        for (int i = 0; i < real; i++)
+            if (s->state[i] != SETTLED)
+                settle_slowly(s, i, vx, row + i * stride);
+}
+
+/* One row or several, step by step. */
+INLINE void stats_of(Stats *s, View *vx, const char *row, ptrdiff_t stride, int rows)
 {
     const ptrdiff_t n = vx->job->n;
-    T center[ROWS];
-    Moments sum[ROWS];
-    for (int i = 0; i < rows; i++)
-        center[i] = mean_of_first(get(vx, row[i], 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0), n);
-    for (int i = 0; i < rows; i++)
-        add_up(&sum[i], vx, row[i], 0, center[i]);
-    for (int i = 0; i < rows; i++) {
-        s[i].exponent = 0;
-        if (settle(&s[i], value_of(&sum[i].d), value_of(&sum[i].d2), center[i], n, vx->job->epsilon) != SETTLED)
-            s[i] = settle_slowly(vx, row[i]);
+    T center[ROWS] = {0};
+    double d[ROWS], d2[ROWS], far = 1;
+    Total total_d[ROWS], total_d2[ROWS];
+#if T_SIZE == 4
+    if (is_short(n)) {
+        for (int i = 0; i < rows; i++)
+            add_up_short(&total_d[i], &total_d2[i], get(vx, row + i * stride, 0, n, 0), n);
+        far = FAR_SHORT;
+    } else
+#endif
+    {
+        const T *first[ROWS];
+        for (int i = 0; i < rows; i++)
+            first[i] = get(vx, row + i * stride, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
+        means_of_first(center, first, n, rows);
+        for (int i = 0; i < rows; i++)
+            add_up(&total_d[i], &total_d2[i], vx, row + i * stride, 0, center[i]);
     }
+    values_of(d, total_d, rows);
+    values_of(d2, total_d2, rows);
+    settle_all(s, d, d2, center, rows, rows, far, vx, row, stride);
 }

@@ -8,15 +8,20 @@
 #define DU (LANES / DW) /* the same, in double precision */
 
 #undef SPLAT
+#undef WHERE
 #if BYTES
 /* aligned to the element only: rows start anywhere. */
 typedef T V __attribute__((vector_size(BYTES), aligned(T_SIZE), may_alias));
 typedef double D __attribute__((vector_size(BYTES), aligned(8), may_alias));
+typedef int64_t I __attribute__((vector_size(BYTES)));
 #define SPLAT(s) ((s) - (V){0})
+#define WHERE(condition) (condition)
 #else
 typedef T V;
 typedef double D;
+typedef int64_t I;
 #define SPLAT(s) (s)
+#define WHERE(condition) (-(I)(condition))
 #endif
 
 INLINE V load(const T *p) { return *(const V *)p; }
@@ -34,6 +39,52 @@ INLINE void widen(D *wide, V v)
         wide[i] = all.d[i];
 #else
     *wide = v;
+#endif
+}
+
+/* DW elements of T as doubles, and doubles rounded to T. */
+INLINE D load_wide(const T *p)
+{
+#if BYTES
+    typedef T Few __attribute__((vector_size(BYTES / 8 * T_SIZE), aligned(T_SIZE), may_alias));
+    return __builtin_convertvector(*(const Few *)p, D);
+#else
+    return *p;
+#endif
+}
+
+INLINE void store_narrow(T *p, D v)
+{
+#if BYTES
+    typedef T Few __attribute__((vector_size(BYTES / 8 * T_SIZE), aligned(T_SIZE), may_alias));
+    *(Few *)p = __builtin_convertvector(v, Few);
+#else
+    *p = (T)v;
+#endif
+}
+
+/* v where the condition holds, else 0. */
+INLINE D only_where(I condition, D v)
+{
+#if BYTES
+    return (D)((I)v & condition);
+#else
+    return condition ? v : 0;
+#endif
+}
+
+INLINE D square_root(D v)
+{
+#if defined(LNORM_X86) && BYTES == 64
+    return (D)_mm512_sqrt_pd((__m512d)v);
+#elif defined(LNORM_X86) && BYTES == 32
+    return (D)_mm256_sqrt_pd((__m256d)v);
+#elif BYTES
+    for (int i = 0; i < DW; i++)
+        v[i] = sqrt(v[i]);
+    return v;
+#else
+    return sqrt(v);
 #endif
 }
 
@@ -61,8 +112,8 @@ INLINE void stream_to(T *p, V v)
 INLINE ptrdiff_t until_aligned(const T *p, uintptr_t bytes) { return (ptrdiff_t)(-(uintptr_t)p % bytes) / T_SIZE; }
 
 /* The lane tree: lane l takes lane l + h for h = LANES/2 ... 1. The same additions whatever the width of a register,
-   which is what makes the bits the same everywhere. */
-INLINE double fold(const D *lanes)
+   which is what makes the bits the same everywhere. Here down to the lanes of one register. */
+INLINE D fold_registers(const D *lanes)
 {
     D t[DU];
     for (int i = 0; i < DU; i++)
@@ -70,27 +121,46 @@ INLINE double fold(const D *lanes)
     for (int h = DU / 2; h; h /= 2)
         for (int i = 0; i < h; i++)
             t[i] += t[i + h];
-#if BYTES == 64
-    union {
-        D d;
-        lnorm_d4 h[2];
-    } a = {t[0]};
-    union {
-        lnorm_d4 d;
-        lnorm_d2 h[2];
-    } b = {a.h[0] + a.h[1]};
-    lnorm_d2 c = b.h[0] + b.h[1];
-    return c[0] + c[1];
-#elif BYTES == 32
-    union {
-        D d;
-        lnorm_d2 h[2];
-    } b = {t[0]};
-    lnorm_d2 c = b.h[0] + b.h[1];
-    return c[0] + c[1];
-#elif BYTES == 16
-    return t[0][0] + t[0][1];
-#else
     return t[0];
+}
+
+/* One step of the tree for two registers: the first h lanes of each 2h, plus the other h. */
+INLINE D fold_pair(D a, D b, int h)
+{
+#if BYTES == 64
+    if (h == 4)
+        return SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    if (h == 2)
+        return SHUFFLE(a, b, 0, 1, 4, 5, 8, 9, 12, 13) + SHUFFLE(a, b, 2, 3, 6, 7, 10, 11, 14, 15);
+    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#elif BYTES == 32
+    if (h == 2)
+        return SHUFFLE(a, b, 0, 1, 4, 5) + SHUFFLE(a, b, 2, 3, 6, 7);
+    return SHUFFLE(a, b, 0, 2, 4, 6) + SHUFFLE(a, b, 1, 3, 5, 7);
+#elif BYTES == 16
+    (void)h;
+    return SHUFFLE(a, b, 0, 2) + SHUFFLE(a, b, 1, 3);
+#else
+    (void)h;
+    return a + b; /* never: a register of one lane is folded */
 #endif
+}
+
+/* The trees of one row or several at once: of a power of two, or a multiple of DW. sum takes DW doubles at a time. */
+INLINE void fold_rows(double *sum, const D *lanes, int rows)
+{
+    const int together = rows < DW ? rows : DW;
+    UNROLL for (int r = 0; r < rows; r += DW)
+    {
+        D t[DW];
+        UNROLL for (int i = 0; i < together; i++) t[i] = lanes[r + i];
+        UNROLL for (int h = DW / 2; h; h /= 2) UNROLL for (int i = 0; i < h; i++)
+        {
+            if (2 * i + 1 < together * 2 * h / DW)
+                t[i] = fold_pair(t[2 * i], t[2 * i + 1], h);
+            else if (i == 0)
+                t[0] = fold_pair(t[0], t[0], h);
+        }
+        *(D *)(sum + r) = t[0];
+    }
 }
