@@ -1,0 +1,153 @@
+"""How it is measured: results are checked, then the contestants take turns.
+
+Times on a shared machine mean nothing alone. In every round each contestant has one slice of some 20 ms, one after the
+other (A B C A B C …), and what is reported is the ratio of two slices of the same round: the median over the rounds.
+"""
+
+import gc
+import math
+import os
+import platform
+import time
+
+import numpy as np
+
+from .cases import expected
+from .implementations import NotMeasured, prepare
+
+ROUNDS, SLICE = 13, 0.02  # seconds
+QUICK_ROUNDS, QUICK_SLICE = 5, 0.005
+
+# All agree with a float64 reference to within this, relative to 1 + the largest element: N(0, 1) data.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+
+# Worker threads of OpenMP and of ONNX Runtime look for more work for some 10 ms before they sleep. With more than one
+# thread they would do so in the slice of the next contestant.
+SETTLE = 0.03
+
+
+def environment(isa, threads):
+    """What has to be set before anything is imported."""
+    changes = {"NPROC": str(threads)}  # of XLA's own thread pools
+    if isa:
+        changes["LNORM_ISA"] = isa
+    return {**os.environ, **changes}
+
+
+def check(name, case, data, call, outputs, reference):
+    """Run the call once; AssertionError if the result is wrong."""
+    # Whatever an earlier contestant left there must not pass for the result of this one.
+    np.copyto(data.out, data.x if case.into == "in place" else np.nan)
+    for got, exact in zip(outputs(call()), reference, strict=True):
+        got = np.asarray(got).reshape(exact.shape)
+        assert got.dtype == case.dtype, f"{name}, {case}: {got.dtype}"
+        error = np.abs(got - exact).max(initial=0) / (1 + np.abs(exact).max(initial=0))
+        assert error <= TOLERANCE[case.dtype], f"{name}, {case}: off by {error:.2g}"
+
+
+def contestants(case, names, threads, sets=None):
+    """The checked calls of each implementation, one for each set of arrays; and why others have none."""
+    calls, reasons = {name: [] for name in names}, {}
+    for data in case.data() if sets is None else sets:
+        reference = expected(case, data)
+        for name in names:
+            if name in reasons:
+                continue
+            try:
+                call, outputs = prepare(name, case, data, threads)
+            except NotMeasured as reason:
+                reasons[name] = str(reason)
+                del calls[name]
+                continue
+            check(name, case, data, call, outputs, (data.x,) if name == "copy" else reference)
+            calls[name].append(call)
+    return calls, reasons
+
+
+def seconds_per_call(calls, passes):
+    start = time.perf_counter()
+    for _ in range(passes):
+        for call in calls:
+            call()
+    return (time.perf_counter() - start) / (passes * len(calls))
+
+
+def passes_that_fill(calls, seconds):
+    passes = 1
+    while (elapsed := seconds_per_call(calls, passes) * passes * len(calls)) < seconds / 4:
+        passes *= 2
+    return max(1, round(passes * seconds / elapsed))
+
+
+def in_turn(calls, rounds, slice_seconds, threads=1):
+    """Seconds per call of each contestant in each round: name -> list."""
+    seconds = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        passes = {name: passes_that_fill(own, slice_seconds) for name, own in calls.items()}
+        for _ in range(rounds):
+            for name, own in calls.items():
+                if threads > 1:
+                    time.sleep(SETTLE)
+                if passes[name] > 1:
+                    seconds_per_call(own, 1)  # brings back the caches and the threads
+                seconds[name].append(seconds_per_call(own, passes[name]))
+    finally:
+        gc.enable()
+    return seconds
+
+
+def measure(case, names, threads=1, quick=False):
+    """One entry of the JSON file. It keeps the seconds of every round, from which every ratio follows."""
+    calls, reasons = contestants(case, names, threads)
+    rounds, slice_seconds = (QUICK_ROUNDS, QUICK_SLICE) if quick else (ROUNDS, SLICE)
+    return {
+        "group": case.group,
+        "case": str(case),
+        "n": case.n,
+        "observations": case.observations,
+        "nbytes": case.nbytes,
+        "threads": threads,
+        "seconds": in_turn(calls, rounds, slice_seconds, threads),
+        "not measured": reasons,
+    }
+
+
+def ratios(entry, name, reference="copy"):
+    """One for each round."""
+    return np.divide(entry["seconds"][name], entry["seconds"][reference])
+
+
+def machine():
+    """A description of what this ran on."""
+    import lnorm
+
+    config = lnorm.show_config(mode="dicts")
+    description = {
+        "processor": platform.processor() or platform.machine(),
+        "CPUs": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "compiler": config["compiler"],
+        "instruction set": config["instruction sets"]["in use"],
+    }
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        description["processor"] = fields.get("model name", description["processor"])
+        if {"cpu family", "model"} <= fields.keys():
+            description["processor"] += f" (family {fields['cpu family']}, model {fields['model']})"
+    caches = []
+    for level in range(5):
+        path = f"/sys/devices/system/cpu/cpu0/cache/index{level}/"
+        if os.path.exists(path + "size"):
+            with open(path + "level") as a, open(path + "type") as b, open(path + "size") as c:
+                caches.append((a.read().strip(), b.read().strip(), c.read().strip()))
+    description["caches"] = ", ".join(f"L{a} {c}" for a, b, c in caches if b != "Instruction")
+    return description
+
+
+def geometric_mean(values):
+    return math.exp(sum(map(math.log, values)) / len(values))
