@@ -68,7 +68,9 @@ class Case:
 
     def reduced(self):
         """The same kind of call on a few elements, for the tests."""
-        return replace(self, shape=tuple(min(size, 9) for size in self.shape), parameters=self._reduced_parameters())
+        return replace(
+            self, shape=tuple(min(size, 9) for size in self.shape), parameters=self._reduced_parameters()
+        )
 
     def _reduced_parameters(self):
         return tuple(min(size, 9) for size in self.parameters)

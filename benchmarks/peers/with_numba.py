@@ -112,9 +112,12 @@ def prepare(case, data, threads):
     if case.last:
         kind, shape, statistics = "rows", (case.observations, case.n), (case.observations,)
         row = tuple(case.shape[axis] for axis in case.axes)
-        shared = scale.shape[: scale.ndim - len(row)]  # axes of observations along which the parameters differ
+        shared = scale.shape[
+            : scale.ndim - len(row)
+        ]  # axes of observations along which the parameters differ
         scale, offset = (
-            np.ascontiguousarray(np.broadcast_to(p, shared + row)).reshape(-1, case.n) for p in (scale, offset)
+            np.ascontiguousarray(np.broadcast_to(p, shared + row)).reshape(-1, case.n)
+            for p in (scale, offset)
         )
         if case.backward:
             scale = scale[0]

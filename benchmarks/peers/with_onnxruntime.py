@@ -60,9 +60,7 @@ def prepare(case, data, threads):
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model(case, data), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model(case, data), options, providers=["CPUExecutionProvider"])
     if case.into == "new":
         inputs = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(data.x)}
         return lambda: session.run_with_ort_values(["y"], inputs), lambda values: (values[0].numpy(),)
@@ -71,5 +69,3 @@ def prepare(case, data, threads):
         bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
     run = session.run_with_iobinding
     return lambda: run(binding), lambda _: (data.out,)
-
-
