@@ -32,7 +32,9 @@ def run(options):
                 job = {"groups": groups, "peers": options.peers, "threads": threads, "quick": options.quick}
                 job |= {"accuracy": result is None and not options.no_accuracy, "answer": str(answer)}
                 command = [sys.executable, "-m", "benchmarks", "child", json.dumps(job)]
-                subprocess.run(command, cwd=ROOT, env=environment(isa, threads), check=True)
+                status = subprocess.run(command, cwd=ROOT, env=environment(isa, threads)).returncode
+                if status:
+                    return status
                 part = json.loads(answer.read_text())
             if result is None:
                 result = part
@@ -60,7 +62,7 @@ def child(options):
     result = {
         "machine": machine(),
         "versions": implementations.versions(),
-        "missing": {**implementations.missing(), **dict.fromkeys(unknown, "not asked for")},
+        "missing": {**implementations.missing(job["peers"]), **dict.fromkeys(unknown, "not asked for")},
         "quick": job["quick"],
         "entries": [],
     }

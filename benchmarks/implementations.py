@@ -59,6 +59,8 @@ def ours(case, data, threads):
 def numpy_expression(case, data, threads):
     if threads > 1:
         raise NotMeasured("has one thread")
+    if case.layer:
+        raise NotMeasured("has no layer")
     x, scale, offset, dy, axes = source(case, data), data.scale, data.offset, data.dy, case.axes
     out, epsilon = given_output(case, data), np.dtype(case.dtype).type(EPSILON)
 
@@ -106,8 +108,8 @@ def prepare(name, case, data, threads):
     return (OWN[name] if name in OWN else peer(name))(case, data, threads)
 
 
-def missing(names=tuple(PEERS)):
-    """The peers that cannot be measured here at all: name -> why."""
+def missing(names):
+    """Those of the peers that cannot be measured here at all: name -> why."""
     found = {}
     for name in names:
         try:

@@ -1,7 +1,7 @@
 """Instructions per element, counted by callgrind: a guard against regressions that does not depend on time.
 
-A whole Python call is counted, from the door of the extension to its return, and nothing of the interpreter's start. The
-instruction set is x86-64-v3, the best that valgrind knows. Counts repeat to the last digit on one machine, but are those of
+A whole Python call is counted, from the door of the extension to its return, and nothing of the interpreter's start.
+The instruction set is x86-64-v3, the best that valgrind knows. Counts repeat to the last digit, but they are those of
 one compiler: the budget says which.
 """
 
@@ -18,8 +18,8 @@ from .cases import Case, image
 BUDGET = Path(__file__).with_name("instructions.json")
 ISA = "x86-64-v3"
 
-# Another patch release of the compiler, or of Python, moves the counts by a few per cent; one more pass over a row, or a
-# loop that is no longer in vectors, by 20 % and more.
+# Another release of the compiler, or of Python, moves the counts by a few per cent; one more pass over a row, or a loop
+# that is no longer in vectors, by 20 % and more.
 MARGIN = 0.10
 
 # So that what the first call does once does not count.

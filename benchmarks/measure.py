@@ -5,7 +5,6 @@ other (A B C A B C …), and what is reported is the ratio of two slices of the 
 """
 
 import gc
-import math
 import os
 import platform
 import time
@@ -45,10 +44,10 @@ def check(name, case, data, call, outputs, reference):
         assert error <= TOLERANCE[case.dtype], f"{name}, {case}: off by {error:.2g}"
 
 
-def contestants(case, names, threads, sets=None):
+def contestants(case, names, threads):
     """The checked calls of each implementation, one for each set of arrays; and why others have none."""
     calls, reasons = {name: [] for name in names}, {}
-    for data in case.data() if sets is None else sets:
+    for data in case.data():
         reference = expected(case, data)
         for name in names:
             if name in reasons:
@@ -98,10 +97,34 @@ def in_turn(calls, rounds, slice_seconds, threads=1):
     return seconds
 
 
+def busy_seconds():
+    """CPU time that the whole machine has spent, or None where that cannot be read."""
+    try:
+        with open("/proc/stat") as lines:
+            user, nice, system, _idle, _iowait, irq, softirq = map(int, lines.readline().split()[1:8])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def others_busy(before, after):
+    """CPUs that other processes kept busy between two readings of (wall, own CPU time, everyone's), or None."""
+    if before[2] is None or after[2] is None:
+        return None
+    wall, own, all_of_them = np.subtract(after, before)
+    return round(max(0.0, float((all_of_them - own) / wall)), 2)
+
+
+def clocks():
+    return time.perf_counter(), time.process_time(), busy_seconds()
+
+
 def measure(case, names, threads=1, quick=False):
     """One entry of the JSON file. It keeps the seconds of every round, from which every ratio follows."""
     calls, reasons = contestants(case, names, threads)
     rounds, slice_seconds = (QUICK_ROUNDS, QUICK_SLICE) if quick else (ROUNDS, SLICE)
+    before = clocks()
+    seconds = in_turn(calls, rounds, slice_seconds, threads)
     return {
         "group": case.group,
         "case": str(case),
@@ -109,7 +132,8 @@ def measure(case, names, threads=1, quick=False):
         "observations": case.observations,
         "nbytes": case.nbytes,
         "threads": threads,
-        "seconds": in_turn(calls, rounds, slice_seconds, threads),
+        "seconds": seconds,
+        "CPUs busy with others": others_busy(before, clocks()),
         "not measured": reasons,
     }
 
@@ -147,7 +171,3 @@ def machine():
                 caches.append((a.read().strip(), b.read().strip(), c.read().strip()))
     description["caches"] = ", ".join(f"L{a} {c}" for a, b, c in caches if b != "Instruction")
     return description
-
-
-def geometric_mean(values):
-    return math.exp(sum(map(math.log, values)) / len(values))

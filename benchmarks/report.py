@@ -5,7 +5,7 @@ import numpy as np
 from .implementations import NAMES
 from .measure import ratios
 
-# A change in the middle of the ratios that is smaller than this is not one: two processes lay out their memory differently.
+# No smaller change is one: every process has its own luck with the placement of its memory.
 SMALLEST_CHANGE = 0.05
 
 
@@ -66,12 +66,18 @@ def described(result):
     lines = [f"- {key}: {value}" for key, value in result["machine"].items()]
     lines.append("- " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
     lines += [f"- {name}: not measured ({reason})" for name, reason in result["missing"].items()]
+    busy = [e["CPUs busy with others"] for e in result["entries"] if e["CPUs busy with others"] is not None]
+    if busy:
+        lines.append(
+            f"- other processes kept {np.mean(busy):.1f} CPUs busy meanwhile, {max(busy):.1f} at worst"
+            + ("; **ratios for more than one thread need those CPUs idle**" if max(busy) > 0.3 else "")
+        )
     if result["quick"]:
         lines.append("- **a quick run**: fewer cases, few and short rounds; its ratios are rough")
     lines.append(
-        "- figures are times in units of a plain copy of the same array (`np.copyto(out, x)`, or `x.copy()` where the call "
-        "allocates its result), medians over rounds in which all took turns; the fastest of a row is bold; – is not "
-        "measured, and the line under the table says why. PyTorch allocates its results throughout"
+        "- figures are times in units of a plain copy of the same array (`np.copyto(out, x)`, or `x.copy()` where "
+        "the call allocates its result), medians over rounds in which all took turns; the fastest of a row is bold; "
+        "– is not measured, and the lines under the table say why. PyTorch allocates its results throughout"
     )
     return "\n".join(lines)
 
@@ -99,8 +105,8 @@ def balance(result):
     return (
         "## Wins and losses\n\n"
         + table(header, rows)
-        + "\n\nThe time ratio is that of the other to lnorm: above 1, lnorm is faster. Even: the middle half of the rounds "
-        "contains 1."
+        + "\n\nThe time ratio is that of the other to lnorm: above 1, lnorm is faster. Even: the middle half of the "
+        "rounds contains 1."
     )
 
 
@@ -168,9 +174,9 @@ def changes(old, new):
     """What changed beyond the noise: (key, name, old ratio, new ratio) for key = (isa, threads, group, case).
 
     The noise is that of the rounds. Ratios changed if the middle halves of the two runs' rounds (first to third
-    quartile) do not overlap, which neither a few disturbed rounds nor a wide spread can bring about, and if their medians
-    differ by more than 5 %, because a process keeps its luck with the placement of its memory in all of its rounds. Of two
-    runs with the same normal noise, about one pair in 150 passes the first test by chance.
+    quartile) do not overlap, which neither a few disturbed rounds nor a wide spread can bring about, and if their
+    medians differ by more than 5 %, because a process keeps its luck with the placement of its memory in all of its
+    rounds.
     """
 
     def by_key(result):

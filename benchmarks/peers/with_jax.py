@@ -1,4 +1,5 @@
-"""JAX on the CPU: `jax.nn.standardize` and its gradient, compiled.
+"""JAX on the CPU: `jax.nn.standardize` and its gradient, compiled. It is the fastest formula of those tried; it
+takes the variance as mean(x²) - mean(x)², as Flax does by default.
 
 JAX has no way to write into a given output, so it is compared where lnorm allocates as well. The gradient is that of
 `jax.vjp`, with what the forward pass left behind given to it: faster than a call that does both.
@@ -6,6 +7,8 @@ JAX has no way to write into a given output, so it is compared where lnorm alloc
 The number of threads is read from NPROC when XLA starts (`environment` in measure.py): XLA_FLAGS alone left it on 1.2
 to 1.9 CPUs. Calls are dispatched by the calling thread: 10 µs against 90 µs for (1, 768).
 """
+
+import os
 
 import jax
 
@@ -20,6 +23,8 @@ from ..implementations import NotMeasured  # noqa: E402
 def prepare(case, data, threads):
     if case.into != "new":
         raise NotMeasured("cannot write into a given output")
+    if os.environ.get("NPROC") != str(threads):
+        raise NotMeasured("settles its number of threads when it starts")
     axes = case.axes
 
     def layer_norm(x, scale, offset):

@@ -106,6 +106,8 @@ KERNELS = {
 
 
 def prepare(case, data, threads):
+    if case.layer:
+        raise NotMeasured("has no layer")
     numba.set_num_threads(threads)
     x, out = source(case, data), given_output(case, data)
     scale, offset, dy = data.scale, data.offset, data.dy

@@ -1,4 +1,5 @@
-"""ONNX Runtime: a graph of one LayerNormalization, its input and output bound to the arrays' own memory.
+"""ONNX Runtime: a graph of one LayerNormalization, its input and output bound to the arrays' own memory. Where the call
+is to allocate, `run` does (6 µs for (1, 768), against 44 µs for `run_with_ort_values`).
 
 Scale and offset are constants of the graph, as they are in a trained model. The inference package has no backward pass.
 """
@@ -62,8 +63,8 @@ def prepare(case, data, threads):
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model(case, data), options, providers=["CPUExecutionProvider"])
     if case.into == "new":
-        inputs = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(data.x)}
-        return lambda: session.run_with_ort_values(["y"], inputs), lambda values: (values[0].numpy(),)
+        inputs = {"x": data.x}
+        return lambda: session.run(["y"], inputs), lambda values: (values[0],)
     binding = session.io_binding()
     for bind, name, array in ((binding.bind_input, "x", data.x), (binding.bind_output, "y", data.out)):
         bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

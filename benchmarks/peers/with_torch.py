@@ -44,6 +44,10 @@ def prepare(case, data, threads):
             lambda: addcmul(offset, native_layer_norm(x, row, None, None, EPSILON)[0], scale, out=y_out),
             lambda y: (y.numpy(),),
         )
+    if case.layer:
+        layer = torch.nn.LayerNorm(row, eps=EPSILON)
+        layer.load_state_dict({"weight": scale, "bias": offset})
+        return lambda: layer(x), lambda y: (y.numpy(),)
     # It takes parameters of the row's shape only.
     scale, offset = (p.expand(row).contiguous() for p in (scale, offset))
     return lambda: native_layer_norm(x, row, scale, offset, EPSILON), lambda results: (results[0].numpy(),)
