@@ -12,13 +12,14 @@ import time
 import numpy as np
 
 from .cases import expected
-from .implementations import NotMeasured, prepare
+from .implementations import PEERS, NotMeasured, prepare
 
 ROUNDS, SLICE = 13, 0.02  # seconds
 QUICK_ROUNDS, QUICK_SLICE = 5, 0.005
 
-# All agree with a float64 reference to within this, relative to 1 + the largest element: N(0, 1) data.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+# All agree with a float64 reference to within this, relative to 1 + the largest element, on N(0, 1) data. Most stay far
+# below it; some peers sum millions of elements in float32 and lose 1e-4.
+TOLERANCE = {"float32": 5e-4, "float64": 1e-10}
 
 # Worker threads of OpenMP and of ONNX Runtime look for more work for some 10 ms before they sleep. With more than one
 # thread they would do so in the slice of the next contestant.
@@ -34,14 +35,16 @@ def environment(isa, threads):
 
 
 def check(name, case, data, call, outputs, reference):
-    """Run the call once; AssertionError if the result is wrong."""
+    """Run the call once. A wrong result of ours is an AssertionError; that of a peer is a reason not to time it."""
     # Whatever an earlier contestant left there must not pass for the result of this one.
     np.copyto(data.out, data.x if case.into == "in place" else np.nan)
     for got, exact in zip(outputs(call()), reference, strict=True):
         got = np.asarray(got).reshape(exact.shape)
-        assert got.dtype == case.dtype, f"{name}, {case}: {got.dtype}"
         error = np.abs(got - exact).max(initial=0) / (1 + np.abs(exact).max(initial=0))
-        assert error <= TOLERANCE[case.dtype], f"{name}, {case}: off by {error:.2g}"
+        if not (error <= TOLERANCE[case.dtype] and got.dtype == case.dtype):
+            if name in PEERS:
+                raise NotMeasured(f"the result is wrong: off by {error:.2g}")
+            raise AssertionError(f"{name}, {case}: off by {error:.2g}, {got.dtype}")
 
 
 def contestants(case, names, threads):
@@ -54,12 +57,11 @@ def contestants(case, names, threads):
                 continue
             try:
                 call, outputs = prepare(name, case, data, threads)
+                check(name, case, data, call, outputs, (data.x,) if name == "copy" else reference)
+                calls[name].append(call)
             except NotMeasured as reason:
                 reasons[name] = str(reason)
                 del calls[name]
-                continue
-            check(name, case, data, call, outputs, (data.x,) if name == "copy" else reference)
-            calls[name].append(call)
     return calls, reasons
 
 

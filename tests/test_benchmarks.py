@@ -65,6 +65,16 @@ def test_a_wrong_result_is_never_timed(monkeypatch):
         measure.measure(GROUPS["small calls"][0], ["copy", "lnorm"], quick=True)
 
 
+def test_a_wrong_result_of_a_peer_is_listed(monkeypatch):
+    monkeypatch.setattr(
+        implementations,
+        "peer",
+        lambda name: lambda *_: (lambda: None, lambda _: (np.ones((1, 64), np.float32),)),
+    )
+    _, reasons = measure.contestants(GROUPS["small calls"][0], implementations.NAMES, 1)
+    assert reasons.keys() == implementations.PEERS.keys() and "wrong" in reasons["numba"]
+
+
 def test_a_result_that_another_left_is_never_taken_for_ones_own(monkeypatch):
     monkeypatch.setitem(
         implementations.OWN, "NumPy", lambda case, data, threads: (lambda: None, lambda _: (data.out,))
