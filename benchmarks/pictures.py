@@ -54,11 +54,8 @@ def entries_of(result, groups, threads=None):
     """Of the first configuration, or of the first with that many threads."""
     for isa, count in configurations(result):
         if threads in (None, count):
-            return [
-                e
-                for e in result["entries"]
-                if (e["isa"], e["threads"]) == (isa, count) and e["group"] in groups
-            ]
+            found = [e for e in result["entries"] if (e["isa"], e["threads"]) == (isa, count)]
+            return [e for e in found if e["group"] in groups and not e["disturbed"]]
     return []
 
 

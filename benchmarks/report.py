@@ -70,7 +70,10 @@ def described(result):
     if busy:
         lines.append(
             f"- other processes kept {np.mean(busy):.1f} CPUs busy meanwhile, {max(busy):.1f} at worst"
-            + ("; **ratios for more than one thread need those CPUs idle**" if max(busy) > 0.3 else "")
+        )
+    if any(entry["disturbed"] for entry in result["entries"]):
+        lines.append(
+            "- **disturbed**: other processes left too few CPUs for the threads; such a row counts nowhere else"
         )
     if result["quick"]:
         lines.append("- **a quick run**: fewer cases, few and short rounds; its ratios are rough")
@@ -87,7 +90,7 @@ def comparisons(result):
     return [
         (entry, peer, verdict(entry, peer))
         for entry in result["entries"]
-        if "lnorm" in entry["seconds"]
+        if "lnorm" in entry["seconds"] and not entry["disturbed"]
         for peer in peers_of(entry)
     ]
 
@@ -137,7 +140,8 @@ def group_table(group, entries):
     for entry in entries:
         values = {name: middle(entry, name) for name in names if name in entry["seconds"] and name != "copy"}
         best = min(values.values(), default=None)
-        row = [entry["case"], duration(float(np.median(entry["seconds"]["copy"])))]
+        case = entry["case"] + " **disturbed**" * entry["disturbed"]
+        row = [case, duration(float(np.median(entry["seconds"]["copy"])))]
         for name in names:
             if name != "copy":
                 text = figure(values[name]) if name in values else "–"
@@ -161,13 +165,21 @@ def accuracy(found):
     header = ["N(0, 1) about", *(f"{offset:,}".replace(",", " ") for offset in found["offsets"])]
     parts = ["Worst error of float32 rows in ε, relative to the row's largest |x̂|; lnorm promises 4."]
     for shape, errors in found["errors"].items():
-        rows = [[name, *(f"{error:.3g}" for error in row)] for name, row in errors.items()]
+        rows = [
+            [name, *(figure(error) if error < 1000 else f"{error:.0e}" for error in row)]
+            for name, row in errors.items()
+        ]
         parts.append(table([f"{shape}: {header[0]}", *header[1:]], rows))
     parts += [f"{name}: not measured ({reason})" for name, reason in found["not measured"].items()]
     return "\n\n".join(parts)
 
 
 # --- two runs ------------------------------------------------------------------------------------------------------
+
+
+def by_key(result):
+    undisturbed = [entry for entry in result["entries"] if not entry["disturbed"]]
+    return {(e["isa"], e["threads"], e["group"], e["case"]): e for e in undisturbed}
 
 
 def changes(old, new):
@@ -178,9 +190,6 @@ def changes(old, new):
     medians differ by more than 5 %, because a process keeps its luck with the placement of its memory in all of its
     rounds.
     """
-
-    def by_key(result):
-        return {(e["isa"], e["threads"], e["group"], e["case"]): e for e in result["entries"]}
 
     before, after = by_key(old), by_key(new)
     found = []
@@ -199,7 +208,7 @@ def changes(old, new):
 def compare(old, new):
     """(text, whether lnorm became slower anywhere)"""
     found = changes(old, new)
-    keys = [{(e["isa"], e["threads"], e["group"], e["case"]) for e in r["entries"]} for r in (old, new)]
+    keys = [by_key(run).keys() for run in (old, new)]
     parts = []
     for key in ("processor", "compiler"):
         if old["machine"].get(key) != new["machine"].get(key):

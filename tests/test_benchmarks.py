@@ -39,7 +39,7 @@ def result(**medians):
     """A run of one case, with rounds of 2 % noise about these multiples of the copy."""
     rng = np.random.default_rng(sorted(map(ord, repr(medians))))
     entry = {
-        "isa": "generic", "threads": 1, "group": "forward", "case": "(2,3)", "CPUs busy with others": None,
+        "isa": "generic", "threads": 1, "group": "forward", "case": "(2,3)", "CPUs busy with others": None, "disturbed": False,
         "seconds": {
             name: list(1e-6 * median * rng.normal(1, 0.02, 13)) for name, median in {"copy": 1, **medians}.items()
         },
@@ -128,6 +128,14 @@ def test_compare_is_not_misled_by_disturbed_rounds_or_a_wide_spread():
     for i in range(0, 13, 2):
         wide["entries"][0]["seconds"]["lnorm"][i] *= 3
     assert report.changes(old, wide) == []
+
+
+def test_what_others_disturbed_is_marked_and_counts_nowhere():
+    old, new = result(lnorm=2, NumPy=1), result(lnorm=3, NumPy=1)
+    new["entries"][0]["disturbed"] = True
+    text = report.markdown(new)
+    assert "(2,3) **disturbed**" in text and "Nowhere in this run." in text
+    assert report.changes(old, new) == []
 
 
 def test_the_budget_has_every_case():
