@@ -168,6 +168,8 @@ def thread_scaling(result):
         return None
     by_count = {c: {e["case"]: e for e in entries_of(result, ["threads"], c)} for c in counts}
     cases = [case for case in by_count[counts[0]] if all(case in found for found in by_count.values())]
+    if not cases:
+        return None
     columns = min(3, len(cases))
     figure, all_axes = plt.subplots(
         -(-len(cases) // columns), columns, figsize=(WIDTH, 0.9 + 2.3 * -(-len(cases) // columns)),

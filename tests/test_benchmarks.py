@@ -39,7 +39,8 @@ def result(**medians):
     """A run of one case, with rounds of 2 % noise about these multiples of the copy."""
     rng = np.random.default_rng(sorted(map(ord, repr(medians))))
     entry = {
-        "isa": "generic", "threads": 1, "group": "forward", "case": "(2,3)", "CPUs busy with others": None, "disturbed": False,
+        "isa": "generic", "threads": 1, "group": "forward", "case": "(2,3)",
+        "CPUs busy with others": None, "disturbed": False,
         "seconds": {
             name: list(1e-6 * median * rng.normal(1, 0.02, 13)) for name, median in {"copy": 1, **medians}.items()
         },
