@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 # Nothing here may import lnorm before LNORM_ISA is set, so each command imports what it needs.
@@ -16,30 +17,34 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(options):
-    """Measure in a child for each instruction set and number of threads: both are settled when a process starts."""
+    """Measure in children, some for each instruction set and number of threads: these are settled when one starts."""
     from . import report
-    from .measure import environment
+    from .measure import PROCESSES, environment, joined
 
     start = time.monotonic()
-    result = None
-    for isa in options.isa or [os.environ.get("LNORM_ISA", "")]:
-        for threads in options.threads:
-            groups = options.groups if threads == options.threads[0] else ["threads"]
-            if not set(groups) <= set(options.groups):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                answer = Path(folder) / "answer.json"
-                job = {"groups": groups, "peers": options.peers, "threads": threads, "quick": options.quick}
-                job |= {"accuracy": result is None and not options.no_accuracy, "answer": str(answer)}
-                command = [sys.executable, "-m", "benchmarks", "child", json.dumps(job)]
-                status = subprocess.run(command, cwd=ROOT, env=environment(isa, threads)).returncode
-                if status:
-                    return status
-                part = json.loads(answer.read_text())
-            if result is None:
-                result = part
-            else:
-                result["entries"] += part["entries"]
+    result, entries = None, {}
+    for isa, threads, process in product(
+        options.isa or [os.environ.get("LNORM_ISA", "")],
+        options.threads,
+        range(1 if options.quick else PROCESSES),
+    ):
+        groups = options.groups if threads == options.threads[0] else ["threads"]
+        if not set(groups) <= set(options.groups):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            answer = Path(folder) / "answer.json"
+            job = {"groups": groups, "peers": options.peers, "threads": threads, "quick": options.quick}
+            job |= {"accuracy": result is None and not options.no_accuracy, "answer": str(answer)}
+            command = [sys.executable, "-m", "benchmarks", "child", json.dumps(job)]
+            status = subprocess.run(command, cwd=ROOT, env=environment(isa, threads)).returncode
+            if status:
+                return status
+            part = json.loads(answer.read_text())
+        result = result or part
+        for entry in part["entries"]:
+            key = (entry["isa"], entry["threads"], entry["group"], entry["case"])
+            entries[key] = joined(entries[key], entry) if key in entries else entry
+    result["entries"] = list(entries.values())
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     text = report.markdown(result)

@@ -4,7 +4,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .cases import GROUPS
-from .measure import ROUNDS, SLICE, contestants, in_turn
+from .measure import SLICE, contestants, in_turn
+
+ROUNDS = 13
 
 CASES = [case for cases in GROUPS.values() for case in cases if case.bar is not None]
 

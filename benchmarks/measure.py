@@ -2,6 +2,8 @@
 
 Times on a shared machine mean nothing alone. In every round each contestant has one slice of some 20 ms, one after the
 other (A B C A B C …), and what is reported is the ratio of two slices of the same round: the median over the rounds.
+The rounds come from several processes, because each has its own luck with the placement of its memory: of two equal runs
+of one process each, a tenth of the ratios differed by more than the rounds did, by up to 14 %.
 """
 
 import gc
@@ -14,16 +16,17 @@ import numpy as np
 from .cases import expected
 from .implementations import PEERS, NotMeasured, prepare
 
-ROUNDS, SLICE = 13, 0.02  # seconds
-QUICK_ROUNDS, QUICK_SLICE = 5, 0.005
+SLICE, QUICK_SLICE = 0.02, 0.005  # seconds
+ROUNDS = 5  # in each process
+PROCESSES = 3
 
 # All agree with a float64 reference to within this, relative to 1 + the largest element, on N(0, 1) data. Most stay far
 # below it; some peers sum millions of elements in float32 and lose 1e-4.
 TOLERANCE = {"float32": 5e-4, "float64": 1e-10}
 
-# Worker threads of OpenMP and of ONNX Runtime look for more work for some 10 ms before they sleep. With more than one
-# thread they would do so in the slice of the next contestant.
-SETTLE = 0.03
+# Seconds. Worker threads look for more work before they sleep, those of OpenMP for some 8 ms and those of ONNX Runtime
+# for 30 ms (measured: CPU time after the call). They would do so in the slice of the next contestant.
+SETTLE = 0.06
 
 # CPUs: what the system itself may take before a measurement counts as disturbed.
 DISTURBANCE = 0.2
@@ -133,10 +136,9 @@ def measure(case, names, threads=1, quick=False):
     measured is that. It is then measured again, and marked if it was never undisturbed.
     """
     calls, reasons = contestants(case, names, threads)
-    rounds, slice_seconds = (QUICK_ROUNDS, QUICK_SLICE) if quick else (ROUNDS, SLICE)
     for _ in range(ATTEMPTS):
         before = clocks()
-        seconds = in_turn(calls, rounds, slice_seconds, threads)
+        seconds = in_turn(calls, ROUNDS, QUICK_SLICE if quick else SLICE, threads)
         busy = others_busy(before, clocks())
         disturbed = busy is not None and threads + busy > os.cpu_count() + DISTURBANCE
         if not disturbed:
@@ -153,6 +155,15 @@ def measure(case, names, threads=1, quick=False):
         "disturbed": disturbed,
         "not measured": reasons,
     }
+
+
+def joined(entry, other):
+    """Of the entries of one case from two processes: all their rounds, or those of the one that was not disturbed."""
+    if entry["disturbed"] != other["disturbed"]:
+        return other if entry["disturbed"] else entry
+    seconds = {name: rounds + other["seconds"][name] for name, rounds in entry["seconds"].items()}
+    busy = [e["CPUs busy with others"] for e in (entry, other)]
+    return {**entry, "seconds": seconds, "CPUs busy with others": None if None in busy else max(busy)}
 
 
 def ratios(entry, name, reference="copy"):

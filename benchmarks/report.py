@@ -5,7 +5,7 @@ import numpy as np
 from .implementations import NAMES
 from .measure import ratios
 
-# No smaller change is one: every process has its own luck with the placement of its memory.
+# A smaller change is none: three processes are too few to show all of what differs between them.
 SMALLEST_CHANGE = 0.05
 
 
@@ -187,8 +187,8 @@ def changes(old, new):
 
     The noise is that of the rounds. Ratios changed if the middle halves of the two runs' rounds (first to third
     quartile) do not overlap, which neither a few disturbed rounds nor a wide spread can bring about, and if their
-    medians differ by more than 5 %, because a process keeps its luck with the placement of its memory in all of its
-    rounds.
+    medians differ by more than 5 %. A run takes its rounds from several processes, so that what differs from process to
+    process is part of their spread; a quick run has only one, and its small changes mean little.
     """
 
     before, after = by_key(old), by_key(new)

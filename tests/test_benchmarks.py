@@ -139,6 +139,15 @@ def test_what_others_disturbed_is_marked_and_counts_nowhere():
     assert report.changes(old, new) == []
 
 
+def test_rounds_of_several_processes_are_joined_unless_disturbed():
+    [one], [other] = result(lnorm=2)["entries"], result(lnorm=3)["entries"]
+    assert (
+        measure.joined(one, other)["seconds"]["lnorm"] == one["seconds"]["lnorm"] + other["seconds"]["lnorm"]
+    )
+    disturbed = {**other, "disturbed": True}
+    assert measure.joined(one, disturbed) == measure.joined(disturbed, one) == one
+
+
 def test_the_budget_has_every_case():
     budget = json.loads(instructions.BUDGET.read_text())
     assert budget["instructions per element"].keys() == instructions.CASES.keys()
