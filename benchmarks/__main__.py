@@ -23,7 +23,7 @@ def run(options):
 
     start = time.monotonic()
     result, entries = None, {}
-    for isa, threads, process in product(
+    for isa, threads, _ in product(
         options.isa or [os.environ.get("LNORM_ISA", "")],
         options.threads,
         range(1 if options.quick else PROCESSES),

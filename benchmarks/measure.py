@@ -2,8 +2,8 @@
 
 Times on a shared machine mean nothing alone. In every round each contestant has one slice of some 20 ms, one after the
 other (A B C A B C …), and what is reported is the ratio of two slices of the same round: the median over the rounds.
-The rounds come from several processes, because each has its own luck with the placement of its memory: of two equal runs
-of one process each, a tenth of the ratios differed by more than the rounds did, by up to 14 %.
+The rounds come from several processes, because each has its own luck with the placement of its memory: between two
+equal runs of one process each, a tenth of the ratios differed by more than their rounds did, by up to 14 %.
 """
 
 import gc
