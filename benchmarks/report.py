@@ -188,8 +188,8 @@ def changes(old, new):
 
     The noise is that of the rounds. Ratios changed if the middle halves of the two runs' rounds (first to third
     quartile) do not overlap, which neither a few disturbed rounds nor a wide spread can bring about, and if their
-    medians differ by more than 10 %. A run takes its rounds from several processes, so that what differs from process to
-    process is part of their spread; a quick run has only one, and its small changes mean little.
+    medians differ by more than 10 %. A run takes its rounds from several processes, so that what differs from process
+    to process is part of their spread; a quick run has only one, and its small changes mean little.
     """
 
     before, after = by_key(old), by_key(new)
