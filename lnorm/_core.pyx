@@ -254,8 +254,8 @@ if hasattr(os, "register_at_fork"):
 # --- the jobs ------------------------------------------------------------------------------------------------------
 
 # What an absent scale and offset are: one block that serves every row.
-cdef object ones_f32 = np.ones(LNORM_BLOCK, np.float32), ones_f64 = np.ones(LNORM_BLOCK, np.float64)
-cdef object zeros_f32 = np.zeros(LNORM_BLOCK, np.float32), zeros_f64 = np.zeros(LNORM_BLOCK, np.float64)
+cdef object ones_f32 = np.ones(2 * LNORM_BLOCK, np.float32), ones_f64 = np.ones(2 * LNORM_BLOCK, np.float64)
+cdef object zeros_f32 = np.zeros(2 * LNORM_BLOCK, np.float32), zeros_f64 = np.zeros(2 * LNORM_BLOCK, np.float64)
 cdef char *ones_float32 = <char *>cnp.PyArray_DATA(ones_f32)
 cdef char *ones_float64 = <char *>cnp.PyArray_DATA(ones_f64)
 cdef char *zeros_float32 = <char *>cnp.PyArray_DATA(zeros_f32)

@@ -33,7 +33,7 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
         row->rstd = (T)ldexp(job->rstd[i], -row->exponent);
     } else {
         Stats s;
-        stats_of(&s, vx, x, 0, 1);
+        stats_of(&s, vx, x);
         row->exponent = s.exponent[0];
         row->center = s.k[0];
         row->rstd = s.r[0];

@@ -1,26 +1,19 @@
 /* y = γ·x̂ + β with x̂ = (x - μ)·rstd, row by row: Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450. */
 
-#define AFFINE(x, i, g, b) (XHAT(x, k[i], r[i], c[i]) * (g) + (b))
+#define AFFINE(x, k, r, c, g, b) (XHAT(x, k, r, c) * (g) + (b))
 
-INLINE void affine_elements(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t begin, ptrdiff_t end,
-                            const Stats *s, int row)
-{
-    const T *k = s->k, *r = s->r, *c = s->c;
-    for (ptrdiff_t j = begin; j < end; j++)
-        y[j] = AFFINE(x[j], row, scale[j], offset[j]);
-}
-
-/* m elements of rows first ... first + rows - 1 of a group, which share scale and offset; `centered` when c is 0 in all
-   of them. Their first and last registers may overlap the aligned ones between; they are computed before anything is
-   written, because y may be x. */
-INLINE void affine(T *y, ptrdiff_t y_stride, const T *x, ptrdiff_t x_stride, const T *scale, const T *offset,
-                   ptrdiff_t m, const Stats *s, int first, int rows, int centered)
+/* m elements of `rows` rows from the first-th of a group on, which share scale and offset. Their first and last
+   registers may overlap the aligned ones between; they are computed before anything is written, because y may be x. */
+INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T *scale, const T *offset, ptrdiff_t m,
+                   const Stats *s, int first, int rows)
 {
     V k[4], r[4], c[4], head[4], tail[4];
     const ptrdiff_t end = m - W;
     if (end < 0) {
         for (int i = 0; i < rows; i++)
-            affine_elements(y + i * y_stride, x + i * x_stride, scale, offset, 0, m, s, first + i);
+            for (ptrdiff_t j = 0; j < m; j++)
+                y[i * y_step + j] =
+                    AFFINE(x[i * x_step + j], s->k[first + i], s->r[first + i], s->c[first + i], scale[j], offset[j]);
         return;
     }
     const ptrdiff_t begin = m % W || m >= 8 * W ? until_aligned(y, W * T_SIZE) : 0;
@@ -28,138 +21,247 @@ INLINE void affine(T *y, ptrdiff_t y_stride, const T *x, ptrdiff_t x_stride, con
     for (int i = 0; i < rows; i++) {
         k[i] = SPLAT(s->k[first + i]);
         r[i] = SPLAT(s->r[first + i]);
-        c[i] = SPLAT(centered ? (T)0 : s->c[first + i]); /* the compiler leaves out a subtraction of 0 */
+        c[i] = SPLAT(s->c[first + i]);
         head[i] = tail[i] = k[i];
         if (begin)
-            head[i] = AFFINE(load(x + i * x_stride), i, load(scale), load(offset));
+            head[i] = AFFINE(load(x + i * x_step), k[i], r[i], c[i], load(scale), load(offset));
         if (rest)
-            tail[i] = AFFINE(load(x + i * x_stride + end), i, load(scale + end), load(offset + end));
+            tail[i] = AFFINE(load(x + i * x_step + end), k[i], r[i], c[i], load(scale + end), load(offset + end));
     }
     for (ptrdiff_t j = begin; j <= end; j += W) {
         const V g = load(scale + j), b = load(offset + j);
         for (int i = 0; i < rows; i++)
-            store(y + i * y_stride + j, AFFINE(load(x + i * x_stride + j), i, g, b));
+            store(y + i * y_step + j, AFFINE(load(x + i * x_step + j), k[i], r[i], c[i], g, b));
     }
     for (int i = 0; i < rows; i++) {
         if (begin)
-            store(y + i * y_stride, head[i]);
+            store(y + i * y_step, head[i]);
         if (rest)
-            store(y + i * y_stride + end, tail[i]);
+            store(y + i * y_step + end, tail[i]);
     }
 }
 
-/* The same for one row around the caches: whole lines, and what is left at both ends one element at a time. */
-INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int row,
-                            ptrdiff_t ahead)
+/* The same around the caches: whole lines, and what is left of one at both ends. */
+INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i)
 {
-    const V k[1] = {SPLAT(s->k[row])}, r[1] = {SPLAT(s->r[row])}, c[1] = {SPLAT(s->c[row])};
-    const ptrdiff_t head = until_aligned(y, LINE), begin = head < m ? head : m;
-    const ptrdiff_t end = begin + (m - begin) / (LINE / T_SIZE) * (LINE / T_SIZE);
-    affine_elements(y, x, scale, offset, 0, begin, s, row);
-    for (ptrdiff_t j = begin; j < end; j += W) {
-        /* twice for each line: the first call for it is often lost (measured on Zen 4: 1.17 copies with one, 1.00) */
-        for (int l = 0; l < W * T_SIZE; l += LINE / 2)
-            PREFETCH((const char *)(x + j) + ahead + l);
-        stream_to(y + j, AFFINE(load(x + j), 0, load(scale + j), load(offset + j)));
+    const ptrdiff_t line = LINE / T_SIZE, begin = until_aligned(y, LINE), end = begin + (m - begin) / line * line;
+    const V vk = SPLAT(s->k[i]), vr = SPLAT(s->r[i]), vc = SPLAT(s->c[i]);
+    if (m < begin + line) {
+        affine(y, 0, x, 0, scale, offset, m, s, i, 1);
+        return;
     }
-    affine_elements(y, x, scale, offset, end, m, s, row);
+    for (ptrdiff_t j = 0; j < begin; j += W)
+        store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), 0,
+                   begin - j < W ? begin - j : W);
+    for (ptrdiff_t j = begin; j < end; j += W)
+        stream_to(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)));
+    for (ptrdiff_t j = m - W; j > end - W; j -= W)
+        store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), end > j ? end - j : 0, W);
 }
 
-/* A block of one row, wherever it is. */
-INLINE void affine_row(View *vy, char *y, View *vx, const char *x, const T *scale, const T *offset, ptrdiff_t j,
-                       ptrdiff_t m, const Stats *s, int row, ptrdiff_t ahead)
-{
-    T *to = place(vy, y, j, 0);
-    const T *from = get(vx, x, j, m, s->exponent[row]);
-    if (isnan(s->rstd[row]))
-        for (ptrdiff_t l = 0; l < m; l++)
-            to[l] = (T)NAN;
-    else if (vx->job->stream && vy->op->contiguous)
-        affine_streamed(to, from, scale, offset, m, s, row, ahead);
-    else
-        affine(to, 0, from, 0, scale, offset, m, s, row, 1, 0);
-    put(vy, y, j, m, 0);
-}
+/* Rows whose statistics are taken together, where they are (`step` bytes from one to the next), and how far they got. */
+typedef struct {
+    int rows, alike; /* alike: side by side in x and y, with the same parameters, and nothing special about a row */
+    char *at[LNORM_GRAD];
+    ptrdiff_t step[LNORM_GRAD];
+    View x;
+    Progress progress;
+    Stats s;
+} Group;
 
-/* y of one row or of ROWS. */
-INLINE void forward_rows(const lnorm_walk *walk, View *vx, View *vscale, View *voffset, View *vy, double *mean,
-                         double *rstd, int rows, int alike)
+/* The next group of at most ROWS rows, of none at the end. Its first elements are on their way to their mean. */
+INLINE void begin_group(Group *group, lnorm_walk *walk, ptrdiff_t left, ptrdiff_t most)
 {
     const lnorm_job *job = walk->job;
-    const int last = job->outer_ndim - 1;
-    ptrdiff_t stride[LNORM_GRAD] = {0}, width = block_width(job);
-    Stats s;
-    int centered = 1;
-    if (rows > 1)
-        for (int k = 0; k < LNORM_GRAD; k++)
-            stride[k] = job->op[k].outer[last];
-    stats_of(&s, vx, walk->at[LNORM_X], stride[LNORM_X], rows);
-    for (int i = 0; i < rows; i++) {
-        centered &= !s.off_center[i];
-        alike &= s.exponent[i] == 0 && !isnan(s.rstd[i]);
-        width = s.exponent[i] == 0 ? width : LNORM_BLOCK;
+    const ptrdiff_t inner = lnorm_walk_left(walk);
+    left = left < inner ? left : inner;
+    most = left < most ? left : most;
+    const int together = job->op[LNORM_X].contiguous && job->n <= TOGETHER ? (job->n <= FEW ? 8 : 4) : 1;
+    group->rows = most <= 0 ? 0 : most < together ? 1 : together;
+    for (int k = 0; k < LNORM_GRAD; k++) {
+        group->at[k] = walk->at[k];
+        group->step[k] = job->outer_ndim ? job->op[k].outer[job->outer_ndim - 1] : 0;
+    }
+    if (group->rows == 1)
+        begin_stats(&group->progress, &group->x, group->at[LNORM_X], 0, 1);
+    else if (group->rows == 4)
+        begin_stats(&group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 4);
+    else if (group->rows)
+        begin_stats(&group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 8);
+    lnorm_walk_on(walk, group->rows);
+}
+
+/* The m elements from the b-th on of row i. */
+INLINE void sum_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n, Sums *sums)
+{
+    add_to_stats(&group->progress, i, sums, get(&group->x, group->at[LNORM_X] + i * group->step[LNORM_X], b, m, 0), b,
+                 m, n);
+}
+
+INLINE void finish_group(Group *group, double *mean, double *rstd, int alike)
+{
+    if (group->rows == 1)
+        finish_stats(&group->s, &group->progress, &group->x, group->at[LNORM_X], 0, 1);
+    else if (group->rows == 4)
+        finish_stats(&group->s, &group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 4);
+    else if (group->rows)
+        finish_stats(&group->s, &group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 8);
+    group->alike = alike;
+    for (int i = 0; i < group->rows; i++) {
+        group->alike &= group->s.exponent[i] == 0 && !isnan(group->s.rstd[i]);
         if (mean) {
-            mean[i] = s.mean[i];
-            rstd[i] = s.rstd[i];
+            mean[i] = group->s.mean[i];
+            rstd[i] = group->s.rstd[i];
         }
     }
-    for (ptrdiff_t j = 0; j < job->n; j += width) {
-        const ptrdiff_t m = job->n - j < width ? job->n - j : width;
-        if (alike) {
-            T *y = (T *)walk->at[LNORM_Y] + j;
-            const T *x = (const T *)walk->at[LNORM_X] + j;
-            const ptrdiff_t y_stride = stride[LNORM_Y] / T_SIZE, x_stride = stride[LNORM_X] / T_SIZE;
-            const T *g = get(vscale, walk->at[LNORM_SCALE], j, m, 0),
-                    *b = get(voffset, walk->at[LNORM_OFFSET], j, m, 0);
-            for (int i = 0; i < rows; i += 4)
-                if (centered && rows < 8)
-                    affine(y + i * y_stride, y_stride, x + i * x_stride, x_stride, g, b, m, &s, i, rows < 4 ? rows : 4,
-                           1);
-                else
-                    affine(y + i * y_stride, y_stride, x + i * x_stride, x_stride, g, b, m, &s, i, rows < 4 ? rows : 4,
-                           0);
-        } else {
-            for (int i = 0; i < rows; i++)
-                affine_row(vy, walk->at[LNORM_Y] + i * stride[LNORM_Y], vx, walk->at[LNORM_X] + i * stride[LNORM_X],
-                           get(vscale, walk->at[LNORM_SCALE] + i * stride[LNORM_SCALE], j, m, 0),
-                           get(voffset, walk->at[LNORM_OFFSET] + i * stride[LNORM_OFFSET], j, m, 0), j, m, &s, i,
-                           rows * job->n * T_SIZE);
-        }
+}
+
+/* The m elements from the b-th on of row i. Streamed, they begin and end with a line as far as the row allows it. */
+INLINE void write_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy,
+                      int streamed)
+{
+    const Stats *s = &group->s;
+    char *y = group->at[LNORM_Y] + i * group->step[LNORM_Y];
+    streamed = streamed && vy->op->contiguous;
+    if (streamed) {
+        const ptrdiff_t over = (ptrdiff_t)((uintptr_t)y % LINE / T_SIZE), begin = b ? b - over : 0;
+        m = b + m < vy->job->n ? b + m - over - begin : b + m - begin;
+        b = begin;
     }
+    T *to = place(vy, y, b, 0);
+    const T *x = get(&group->x, group->at[LNORM_X] + i * group->step[LNORM_X], b, m, s->exponent[i]);
+    const T *scale = get(vscale, group->at[LNORM_SCALE] + i * group->step[LNORM_SCALE], b, m, 0);
+    const T *offset = get(voffset, group->at[LNORM_OFFSET] + i * group->step[LNORM_OFFSET], b, m, 0);
+    if (isnan(s->rstd[i]))
+        fill(to, m, (T)NAN);
+    else if (streamed)
+        affine_streamed(to, x, scale, offset, m, s, i);
+    else
+        affine(to, 0, x, 0, scale, offset, m, s, i, 1);
+    put(vy, y, b, m, 0);
+}
+
+/* The m elements from the b-th on of all rows. */
+INLINE void write_group(Group *group, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, int streamed)
+{
+    T *y = (T *)group->at[LNORM_Y] + b;
+    const T *x = (const T *)group->at[LNORM_X] + b;
+    const ptrdiff_t y_step = group->step[LNORM_Y] / T_SIZE, x_step = group->step[LNORM_X] / T_SIZE;
+    if (!group->alike) {
+        for (int i = 0; i < group->rows; i++)
+            write_row(group, i, b, m, vscale, voffset, vy, streamed);
+        return;
+    }
+    const T *scale = get(vscale, group->at[LNORM_SCALE], b, m, 0),
+            *offset = get(voffset, group->at[LNORM_OFFSET], b, m, 0);
+    if (group->rows == 1)
+        affine(y, 0, x, 0, scale, offset, m, &group->s, 0, 1);
+    else
+        for (int i = 0; i < group->rows; i += 4)
+            affine(y + i * y_step, y_step, x + i * x_step, x_step, scale, offset, m, &group->s, i, 4);
+}
+
+/* Whether the rows of a group may be written together. */
+INLINE int lie_alike(const lnorm_job *job)
+{
+    const int last = job->outer_ndim - 1;
+    return job->op[LNORM_X].contiguous && job->op[LNORM_Y].contiguous &&
+           (last < 0 || (job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0));
+}
+
+static NOINLINE void forward_in_caches(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
+{
+    const lnorm_job *job = walk->job;
+    const ptrdiff_t n = job->n;
+    const int alike = lie_alike(job);
+    Group group;
+    Sums sums;
+    View vscale, voffset, vy;
+    view_of(&vscale, job, LNORM_SCALE);
+    view_of(&voffset, job, LNORM_OFFSET);
+    view_of(&vy, job, LNORM_Y);
+    view_of(&group.x, job, LNORM_X);
+    begin_group(&group, walk, last - first, ROWS);
+    while (group.rows) {
+        double *mean = job->mean ? job->mean + first : NULL, *rstd = job->mean ? job->rstd + first : NULL;
+        for (int i = 0; i < group.rows; i++)
+            for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK)
+                sum_row(&group, i, b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, n, &sums);
+        first += group.rows;
+        finish_group(&group, mean, rstd, alike);
+        const ptrdiff_t width = group.alike ? block_width(job) : LNORM_BLOCK;
+        for (ptrdiff_t b = 0; b < n; b += width)
+            write_group(&group, b, n - b < width ? n - b : width, &vscale, &voffset, &vy, 0);
+        begin_group(&group, walk, last - first, ROWS);
+    }
+}
+
+/* A row is written while the next is summed, block by block, so that memory is never only read or only written. The last
+   block is written after the next row's mean and root have been asked for: nothing waits for those. */
+static NOINLINE void forward_around_caches(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
+{
+    const lnorm_job *job = walk->job;
+    const ptrdiff_t n = job->n, last_block = (n - 1) / LNORM_BLOCK * LNORM_BLOCK;
+    Group groups[3], *ready = &groups[0], *next = &groups[1], *after = &groups[2];
+    View vscale, voffset, vy;
+    view_of(&vscale, job, LNORM_SCALE);
+    view_of(&voffset, job, LNORM_OFFSET);
+    view_of(&vy, job, LNORM_Y);
+    for (int i = 0; i < 3; i++)
+        view_of(&groups[i].x, job, LNORM_X);
+    ready->rows = 0;
+    begin_group(next, walk, last - first, 1);
+    while (next->rows + ready->rows) {
+        Sums sums = {0};
+        for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
+            const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
+            if (next->rows) {
+                const T *x = get(&next->x, next->at[LNORM_X], b, m, 0);
+                Lanes lanes;
+                for (ptrdiff_t l = 0; l < m * T_SIZE; l += LINE)
+                    PREFETCH((const char *)(x + m) + l);
+                add_up(&lanes, x, m, *next->progress.center);
+                empty_lanes(&sums, &lanes, 0);
+            }
+            if (b && ready->rows)
+                write_row(ready, 0, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, 1);
+        }
+        *next->progress.total_d = total_of(&sums.d);
+        *next->progress.total_d2 = total_of(&sums.d2);
+        begin_group(after, walk, last - first - next->rows, 1);
+        finish_group(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, 0);
+        if (ready->rows)
+            write_row(ready, 0, last_block, n - last_block, &vscale, &voffset, &vy, 1);
+        first += next->rows;
+        Group *const free = ready;
+        ready = next;
+        next = after;
+        after = free;
+    }
+    FENCE(1);
 }
 
 static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
 {
-    const int columns = lies_in_columns(job), dim = job->outer_ndim - 1;
-    const int together = job->op[LNORM_X].contiguous && job->n <= TOGETHER;
-    /* rows that stand side by side in x and y and share their parameters */
-    const int plain = job->op[LNORM_X].contiguous && job->op[LNORM_Y].contiguous && !job->stream;
-    const int alike = plain && dim >= 0 && job->op[LNORM_SCALE].outer[dim] == 0 &&
-                      job->op[LNORM_OFFSET].outer[dim] == 0 && job->op[LNORM_X].outer[dim] % T_SIZE == 0;
     lnorm_walk walk;
-    View vx, vscale, voffset, vy;
+    lnorm_walk_to(&walk, job, first);
+    if (!lies_in_columns(job)) {
+        (job->stream ? forward_around_caches : forward_in_caches)(&walk, first, last);
+        return;
+    }
+    View vx, vscale, voffset;
     view_of(&vx, job, LNORM_X);
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
-    view_of(&vy, job, LNORM_Y);
-    lnorm_walk_to(&walk, job, first);
-    for (ptrdiff_t rows, singles = columns ? 0 : last - first; first < last;
-         lnorm_walk_on(&walk, rows), first += rows) {
+    while (first < last) {
         const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        double *mean = job->mean ? job->mean + first : NULL, *rstd = job->mean ? job->rstd + first : NULL;
-        if (singles <= 0) {
-            rows = forward_columns(&walk, &vx, &vscale, &voffset, mean, rstd, most);
-            if (rows > 0)
-                continue;
-            singles = -rows;
-        }
-        if (together && job->n <= FEW && most >= 8)
-            forward_rows(&walk, &vx, &vscale, &voffset, &vy, mean, rstd, 8, alike), rows = 8;
-        else if (together && most >= 4)
-            forward_rows(&walk, &vx, &vscale, &voffset, &vy, mean, rstd, 4, alike), rows = 4;
+        const ptrdiff_t m = forward_columns(&walk, &vx, &vscale, &voffset, job->mean ? job->mean + first : NULL,
+                                            job->mean ? job->rstd + first : NULL, most);
+        if (m < 0)
+            forward_in_caches(&walk, first, first - m);
         else
-            forward_rows(&walk, &vx, &vscale, &voffset, &vy, mean, rstd, 1, plain), rows = 1;
-        singles -= rows;
+            lnorm_walk_on(&walk, m);
+        first += m < 0 ? -m : m;
     }
     FENCE(job->stream);
 }

@@ -33,12 +33,11 @@ enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 /* What the sums of columns are of. */
 enum { FIRST, ALL_SHORT, ALL };
 
-/* Rows taken together: the lane trees, divisions and roots of eight cost little more than those of one. */
+/* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: eight of at most FEW
+   elements; four of at most TOGETHER, beyond which they leave the first-level cache; else one. */
 #define ROWS 8
-#ifndef FEW
 #define FEW 256
-#endif
-#define TOGETHER 2048               /* elements of a row, beyond which ROWS of them leave the first-level cache */
+#define TOGETHER 2048
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
 
 /* Elements of a short row; see stats.h. */

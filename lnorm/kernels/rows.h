@@ -6,7 +6,7 @@ typedef struct {
     const lnorm_operand *op;
     const char *held; /* the row that is in block[] since the last gather, from element held_at on */
     ptrdiff_t held_at;
-    T block[LNORM_BLOCK];
+    T block[LNORM_BLOCK + LINE / T_SIZE]; /* a block may be so much longer that it ends with a line */
 } View;
 
 INLINE void view_of(View *view, const lnorm_job *job, int operand)

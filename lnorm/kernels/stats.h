@@ -103,8 +103,8 @@ INLINE void means_of_first(T *center, const T *const *x, ptrdiff_t n, int rows)
         total[i] = fold_registers(lanes);
     }
     fold_rows(sum, total, rows);
-    for (int i = 0; i < rows; i++)
-        center[i] = (T)(sum[i] / (double)(n < LANES ? n : LANES));
+    for (int i = 0; i < rows; i += DW)
+        store_narrow(center + i, *(const D *)(sum + i) / (double)(n < LANES ? n : LANES));
 }
 
 INLINE void add_squares(V *sum_d, V *sum_d2, const T *x, V k, int rows)
@@ -120,39 +120,40 @@ INLINE void add_squares(V *sum_d, V *sum_d2, const T *x, V k, int rows)
     }
 }
 
-/* Σd and Σd² around the center, lane by lane. */
-INLINE void add_up(Total *total_d, Total *total_d2, View *vx, const char *row, int exponent, T center)
+/* Σd and Σd² of a block, and of a row up to some block. */
+typedef struct {
+    V d[U], d2[U];
+} Lanes;
+
+typedef struct {
+    Sum d, d2;
+} Sums;
+
+/* A block's d around the center and d², lane by lane. */
+INLINE void add_up(Lanes *lanes, const T *x, ptrdiff_t m, T center)
 {
-    Sum sum_d, sum_d2;
-    const ptrdiff_t n = vx->job->n;
     const V k = SPLAT(center);
-    ptrdiff_t i = 0;
-    do {
-        const ptrdiff_t m = n - i < LNORM_BLOCK ? n - i : LNORM_BLOCK;
-        const T *x = get(vx, row, i, m, exponent);
-        V d[U] = {0}, d2[U] = {0};
-        ptrdiff_t j = 0;
-        for (; j + 4 * LANES <= m; j += 4 * LANES)
-            add_squares(d, d2, x + j, k, 4);
-        for (; j + LANES <= m; j += LANES)
-            add_squares(d, d2, x + j, k, 1);
-        if (j < m)
-            for (int u = 0; u < U; u++) {
-                const V end = load_end(x + j, u, m - j, center) - k;
-                d[u] += end;
-                d2[u] += end * end;
-            }
-        if (i == 0) {
-            add_block(&sum_d, d, 1);
-            add_block(&sum_d2, d2, 1);
-        } else {
-            add_block(&sum_d, d, 0);
-            add_block(&sum_d2, d2, 0);
+    V d[U] = {0}, d2[U] = {0};
+    ptrdiff_t j = 0;
+    for (; j + 4 * LANES <= m; j += 4 * LANES)
+        add_squares(d, d2, x + j, k, 4);
+    for (; j + LANES <= m; j += LANES)
+        add_squares(d, d2, x + j, k, 1);
+    for (int u = 0; u < U; u++) {
+        if (j < m) {
+            const V end = load_end(x + j, u, m - j, center) - k;
+            d[u] += end;
+            d2[u] += end * end;
         }
-        i += LNORM_BLOCK;
-    } while (i < n);
-    *total_d = total_of(&sum_d);
-    *total_d2 = total_of(&sum_d2);
+        lanes->d[u] = d[u];
+        lanes->d2[u] = d2[u];
+    }
+}
+
+INLINE void empty_lanes(Sums *sums, const Lanes *lanes, int first)
+{
+    add_block(&sums->d, lanes->d, first);
+    add_block(&sums->d2, lanes->d2, first);
 }
 
 /* Short rows of floats are summed in double precision from the start: squares are exact, and there is no center to find. */
@@ -191,7 +192,7 @@ INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
 /* Of each row of a group, x̂ = (x·2^exponent - k)·r - c: the mean is k + c/r, not rounded to T, so that no digit is lost at
    any offset. Below an eighth of T's epsilon, c is nothing and left at 0. */
 typedef struct {
-    T k[GROUP], r[GROUP], c[GROUP];
+    T k[GROUP] __attribute__((aligned(LINE))), r[GROUP], c[GROUP];
     double mean[GROUP], rstd[GROUP]; /* of the rows as they are */
     int64_t state[GROUP], off_center[GROUP];
     int exponent[GROUP]; /* 0 but for rows near the limits of their type */
@@ -258,8 +259,16 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
         int64_t state = FAR_FROM_MEAN;
         for (int pass = 0; state & FAR_FROM_MEAN && pass < 3; pass++) {
             double d[ROWS], d2[ROWS];
-            Total total_d, total_d2;
-            add_up(&total_d, &total_d2, vx, row, exponent, *center);
+            Sums sums;
+            ptrdiff_t b = 0;
+            do {
+                const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
+                Lanes lanes;
+                add_up(&lanes, get(vx, row, b, m, exponent), m, *center);
+                empty_lanes(&sums, &lanes, b == 0);
+                b += m;
+            } while (b < n);
+            const Total total_d = total_of(&sums.d), total_d2 = total_of(&sums.d2);
             values_of(d, &total_d, 1);
             values_of(d2, &total_d2, 1);
             state = settle(&s, d, d2, center, 1, n, epsilon, 1);
@@ -292,29 +301,66 @@ INLINE void settle_all(Stats *s, const double *sum_d, const double *sum_d2, cons
                 settle_slowly(s, i, vx, row + i * stride);
 }
 
-/* One row or several, step by step. */
-INLINE void stats_of(Stats *s, View *vx, const char *row, ptrdiff_t stride, int rows)
+/* A group of rows on the way to their statistics: begin, then every block of each row in order, then finish. */
+typedef struct {
+    T center[ROWS] __attribute__((aligned(LINE)));
+    Total total_d[ROWS], total_d2[ROWS] __attribute__((aligned(LINE)));
+} Progress;
+
+INLINE void begin_stats(Progress *progress, View *vx, const char *row, ptrdiff_t stride, int rows)
 {
     const ptrdiff_t n = vx->job->n;
-    T center[ROWS] = {0};
-    double d[ROWS], d2[ROWS], far = 1;
-    Total total_d[ROWS], total_d2[ROWS];
+    const T *first[ROWS];
+    if (is_short(n)) {
+        fill(progress->center, ROWS, 0);
+        return;
+    }
+    for (int i = 0; i < rows; i++)
+        first[i] = get(vx, row + i * stride, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
+    means_of_first(progress->center, first, n, rows);
+}
+
+/* The m elements from the b-th on of row i; sums is for as long as the row lasts. */
+INLINE void add_to_stats(Progress *progress, int i, Sums *sums, const T *x, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n)
+{
 #if T_SIZE == 4
     if (is_short(n)) {
-        for (int i = 0; i < rows; i++)
-            add_up_short(&total_d[i], &total_d2[i], get(vx, row + i * stride, 0, n, 0), n);
-        far = FAR_SHORT;
-    } else
-#endif
-    {
-        const T *first[ROWS];
-        for (int i = 0; i < rows; i++)
-            first[i] = get(vx, row + i * stride, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
-        means_of_first(center, first, n, rows);
-        for (int i = 0; i < rows; i++)
-            add_up(&total_d[i], &total_d2[i], vx, row + i * stride, 0, center[i]);
+        add_up_short(&progress->total_d[i], &progress->total_d2[i], x, n);
+        return;
     }
-    values_of(d, total_d, rows);
-    values_of(d2, total_d2, rows);
-    settle_all(s, d, d2, center, rows, rows, far, vx, row, stride);
+#endif
+    Lanes lanes;
+    add_up(&lanes, x, m, progress->center[i]);
+    if (b == 0)
+        empty_lanes(sums, &lanes, 1);
+    else
+        empty_lanes(sums, &lanes, 0);
+    if (b + m == n) {
+        progress->total_d[i] = total_of(&sums->d);
+        progress->total_d2[i] = total_of(&sums->d2);
+    }
+}
+
+INLINE void finish_stats(Stats *s, const Progress *progress, View *vx, const char *row, ptrdiff_t stride, int rows)
+{
+    double d[ROWS], d2[ROWS];
+    values_of(d, progress->total_d, rows);
+    values_of(d2, progress->total_d2, rows);
+    settle_all(s, d, d2, progress->center, rows, rows, is_short(vx->job->n) ? FAR_SHORT : 1, vx, row, stride);
+}
+
+/* All of it for one row. */
+INLINE void stats_of(Stats *s, View *vx, const char *row)
+{
+    const ptrdiff_t n = vx->job->n;
+    Progress progress = {0};
+    Sums sums;
+    begin_stats(&progress, vx, row, 0, 1);
+    ptrdiff_t b = 0;
+    do {
+        const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
+        add_to_stats(&progress, 0, &sums, get(vx, row, b, m, 0), b, m, n);
+        b += m;
+    } while (b < n);
+    finish_stats(s, &progress, vx, row, 0, 1);
 }

@@ -13,7 +13,7 @@
 /* aligned to the element only: rows start anywhere. */
 typedef T V __attribute__((vector_size(BYTES), aligned(T_SIZE), may_alias));
 typedef double D __attribute__((vector_size(BYTES), aligned(8), may_alias));
-typedef int64_t I __attribute__((vector_size(BYTES)));
+typedef int64_t I __attribute__((vector_size(BYTES), aligned(8), may_alias));
 #define SPLAT(s) ((s) - (V){0})
 #define WHERE(condition) (condition)
 #else
@@ -106,6 +106,15 @@ INLINE void stream_to(T *p, V v)
 #else
     store(p, v);
 #endif
+}
+
+/* Lanes begin ... end - 1 of v. */
+INLINE void store_part(T *p, V v, int begin, int end)
+{
+    T lanes[W];
+    store(lanes, v);
+    for (int l = begin; l < end; l++)
+        p[l] = lanes[l];
 }
 
 /* Elements from p to the next address that is a multiple of bytes. */
