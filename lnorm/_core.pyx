@@ -269,6 +269,12 @@ cdef enum:
     STREAM_ROW_BYTES = 1 << 10  # the ends of a row, parts of a cache line, are not streamed
 
 
+cdef inline bint streams(const lnorm_job *job, int typenum, int arrays) noexcept nogil:
+    """Whether the result of a job over one outer dimension, which reads and writes so many arrays, goes around the caches."""
+    cdef ptrdiff_t row = job.n * (4 if typenum == cnp.NPY_FLOAT32 else 8)
+    return row >= STREAM_ROW_BYTES and arrays * row * job.outer_shape[0] > STREAM_BYTES
+
+
 cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
     """Operand k of a job with one outer and one inner dimension."""
     job.op[k].data = data
@@ -472,32 +478,19 @@ cdef void collect(const Plan *plan, ptrdiff_t task, const double *partial, doubl
     memset(total, 0, 4 * size * sizeof(double))
 
 
-def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray dx not None, mean, rstd, dscale, doffset,
-             grad_strides, ptrdiff_t groups, ptrdiff_t grad_size, int core, double epsilon):
-    """Planned arrays as in `forward`. The leading axes are those along which scale differs: `groups` of observations share
-    their parameters. dscale and doffset, or None, are C-contiguous with grad_size elements for each group;
-    grad_strides tells, in elements, which of these an element of x adds to."""
-    cdef lnorm_job job
+cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations, ptrdiff_t groups, ptrdiff_t grad_size,
+                      void *dscale, void *doffset) except -1:
+    """dx, and dscale and doffset unless they are NULL: grad_size elements for each of the groups of observations that
+    share their parameters."""
     cdef Plan plan
-    cdef const lnorm_kernels *kernels = kernels_of(cnp.PyArray_TYPE(x))
-    cdef int threads = 1, typenum = cnp.PyArray_TYPE(x)
-    cdef ptrdiff_t observations, tasks, wave, task, count, total_size = 0, i
+    cdef int threads = 1
+    cdef ptrdiff_t tasks, wave, task, count, total_size = 0, i
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
-    cdef void *dscale_data = NULL
-    cdef void *doffset_data = NULL
-    cdef bint wide
-    fill_job(&job, [x, scale, dy, dx], core, grad_strides)
-    job.epsilon = epsilon
-    if mean is not None:
-        job.mean = <double *>cnp.PyArray_DATA(mean)
-        job.rstd = <double *>cnp.PyArray_DATA(rstd)
-    job.stream = 3 * cnp.PyArray_NBYTES(x) > STREAM_BYTES and job.n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
-    observations = cnp.PyArray_SIZE(x) // job.n
-    wide = job.n > 2 * CHUNK
-    plan.job = &job
-    plan.kernels = kernels
+    cdef bint wide = job.n > 2 * CHUNK
+    plan.job = job
+    plan.kernels = kernels_of(typenum)
     plan.rows = NULL
     plan.group = observations // groups
     plan.width = CHUNK if wide else job.n
@@ -506,45 +499,65 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
     plan.block = max(BLOCK_ROWS, ((plan.group + plan.blocks - 1) // plan.blocks + 3) // 4 * 4)
     plan.blocks = (plan.group + plan.block - 1) // plan.block
-    plan.batch = max(4, min(BATCH, (1 << 14) // job.n // 4 * 4))
+    plan.batch = max(4, min(BATCH, (1 << 12) // job.n // 4 * 4))
     tasks = groups * plan.blocks * plan.chunks
     if observations * job.n >= PARALLEL_ELEMENTS:
         threads = <int>min(<ptrdiff_t>num_threads(), tasks)
     wave = tasks
-    if dscale is not None:
-        dscale_data = cnp.PyArray_DATA(dscale)
-        doffset_data = cnp.PyArray_DATA(doffset)
+    if dscale != NULL:
         total_size = min(grad_size, plan.width) if job.op[<int>LNORM_GRAD].contiguous else grad_size
         wave = min(tasks, max(<ptrdiff_t>threads, PARTIAL_DOUBLES // (2 * plan.width)))
     try:
         if wide:
             plan.rows = <lnorm_row *>PyMem_Malloc(observations * sizeof(lnorm_row))
-        if dscale is not None:
+        if dscale != NULL:
             memory = PyMem_Malloc(wave * 2 * plan.stride * sizeof(double) + 64)
             partials = <double *>((<size_t>memory + 63) & ~<size_t>63)  # whole registers on whole cache lines
             total = <double *>PyMem_Malloc(4 * total_size * sizeof(double))
             if total != NULL:
                 memset(total, 0, 4 * total_size * sizeof(double))
-        if (wide and plan.rows == NULL) or (dscale is not None and (memory == NULL or total == NULL)):
+        if (wide and plan.rows == NULL) or (dscale != NULL and (memory == NULL or total == NULL)):
             raise MemoryError("layer_norm_backward: no memory for the sums over observations")
         with nogil:
             if wide:
-                for i in prange(observations, num_threads=threads, schedule="static"):
-                    kernels.backward_sums(&job, i, i + 1, plan.rows + i)
+                for i in prange(observations, num_threads=threads, schedule="static", use_threads_if=threads > 1):
+                    plan.kernels.backward_sums(job, i, i + 1, plan.rows + i)
             task = 0
             while task < tasks:
                 count = min(wave, tasks - task)
-                for i in prange(count, num_threads=threads, schedule="static"):
-                    sweep_task(&plan, task + i, NULL if partials == NULL else partials + i * 2 * plan.stride)
+                if threads == 1:
+                    for i in range(count):
+                        sweep_task(&plan, task + i, NULL if partials == NULL else partials + i * 2 * plan.stride)
+                else:
+                    for i in prange(count, num_threads=threads, schedule="static"):
+                        sweep_task(&plan, task + i, NULL if partials == NULL else partials + i * 2 * plan.stride)
                 if partials != NULL:
                     for i in range(count):
-                        collect(&plan, task + i, partials + i * 2 * plan.stride, total, total_size, dscale_data,
-                                doffset_data, typenum)
+                        collect(&plan, task + i, partials + i * 2 * plan.stride, total, total_size, dscale, doffset,
+                                typenum)
                 task = task + count
     finally:
         PyMem_Free(plan.rows)
         PyMem_Free(memory)
         PyMem_Free(total)
+    return 0
+
+
+def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray dx not None, mean, rstd, dscale, doffset,
+             grad_strides, ptrdiff_t groups, ptrdiff_t grad_size, int core, double epsilon):
+    """Planned arrays as in `forward`. The leading axes are those along which scale differs: `groups` of observations share
+    their parameters. dscale and doffset, or None, are C-contiguous with grad_size elements for each group;
+    grad_strides tells, in elements, which of these an element of x adds to."""
+    cdef lnorm_job job
+    fill_job(&job, [x, scale, dy, dx], core, grad_strides)
+    job.epsilon = epsilon
+    if mean is not None:
+        job.mean = <double *>cnp.PyArray_DATA(mean)
+        job.rstd = <double *>cnp.PyArray_DATA(rstd)
+    job.stream = 3 * cnp.PyArray_NBYTES(x) > STREAM_BYTES and job.n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
+    run_backward(&job, cnp.PyArray_TYPE(x), cnp.PyArray_SIZE(x) // job.n, groups, grad_size,
+                 NULL if dscale is None else cnp.PyArray_DATA(dscale),
+                 NULL if doffset is None else cnp.PyArray_DATA(doffset))
 
 
 # --- the doors -----------------------------------------------------------------------------------------------------
@@ -585,6 +598,61 @@ cdef inline bint same_shape(object a, object b) noexcept:
         if cnp.PyArray_DIM(a, d) != cnp.PyArray_DIM(b, d):
             return False
     return True
+
+
+cdef inline bint is_plain_input(object x, object axis, object epsilon) noexcept:
+    """float32 or float64, not empty, to be normalized over its last axis."""
+    return (
+        cnp.PyArray_CheckExact(x)
+        and (cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64)
+        and cnp.PyArray_ISCARRAY_RO(x)
+        and cnp.PyArray_NDIM(x) >= 1
+        and cnp.PyArray_SIZE(x) > 0
+        and type(axis) is int
+        and (<long>axis == -1 or <long>axis == cnp.PyArray_NDIM(x) - 1)
+        and type(epsilon) is float
+        and <double>epsilon >= 0
+        and isfinite(<double>epsilon)
+    )
+
+
+cdef inline bint is_plain_output(object out, object x) noexcept:
+    """None, or an array of x's kind that is x or has no byte of it."""
+    return out is None or (
+        is_plain(out, cnp.PyArray_TYPE(x))
+        and cnp.PyArray_ISWRITEABLE(out)
+        and same_shape(out, x)
+        and (cnp.PyArray_DATA(out) == cnp.PyArray_DATA(x) or apart(x, out))
+    )
+
+
+cdef inline bint is_statistic(object a, object x) noexcept:
+    """A float64 for each row of x, with the last axis kept as 1."""
+    cdef int d, last = cnp.PyArray_NDIM(x) - 1
+    if not is_plain(a, cnp.NPY_FLOAT64) or cnp.PyArray_NDIM(a) != last + 1 or cnp.PyArray_DIM(a, last) != 1:
+        return False
+    for d in range(last):
+        if cnp.PyArray_DIM(a, d) != cnp.PyArray_DIM(x, d):
+            return False
+    return True
+
+
+cdef inline void set_plain(lnorm_job *job, object x, double epsilon) noexcept:
+    """A job over the rows of a plain x; the operands' rows are still to be set."""
+    job.outer_ndim = job.inner_ndim = 1
+    job.n = job.inner_shape[0] = cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
+    job.outer_shape[0] = cnp.PyArray_SIZE(x) // job.n
+    job.epsilon = epsilon
+    job.mean = job.rstd = NULL
+
+
+cdef inline void set_operand(lnorm_job *job, int k, object a, int typenum, bint shared) noexcept:
+    """Operand k is a plain array: rows side by side or, shared, one row for all. None: ones or zeros."""
+    cdef ptrdiff_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
+    if a is None:
+        set_absent(job, k, typenum)
+    else:
+        set_rows(job, k, <char *>cnp.PyArray_DATA(a), 0 if shared else job.n * size, size)
 
 
 def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, return_stats=False):
@@ -664,66 +732,28 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
     >>> y.shape, bool(abs(y.mean(axis=(1, 2, 3))).max() < 1e-12)
     ((8, 3, 32, 32), True)
     """
-    cdef int typenum, ndim
-    cdef ptrdiff_t n, observations, size
-    cdef double eps
+    cdef int typenum
+    cdef ptrdiff_t n
     cdef lnorm_job job
-    if cnp.PyArray_CheckExact(x) and type(axis) is int and type(epsilon) is float and not return_stats:
-        typenum, ndim = cnp.PyArray_TYPE(x), cnp.PyArray_NDIM(x)
-        eps = epsilon
+    if is_plain_input(x, axis, epsilon) and not return_stats:
+        typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
         if (
-            (typenum == cnp.NPY_FLOAT32 or typenum == cnp.NPY_FLOAT64)
-            and cnp.PyArray_ISCARRAY_RO(x)
-            and ndim >= 1
-            and (axis == -1 or axis == ndim - 1)
-            and eps >= 0
-            and isfinite(eps)
+            is_row(scale, typenum, n)
+            and is_row(offset, typenum, n)
+            and is_plain_output(out, x)
+            and (out is None or (apart(scale, out) and apart(offset, out)))
         ):
-            n, size = cnp.PyArray_DIM(x, ndim - 1), cnp.PyArray_SIZE(x)
-            if (
-                size > 0
-                and is_row(scale, typenum, n)
-                and is_row(offset, typenum, n)
-                and (
-                    out is None
-                    or (
-                        is_plain(out, typenum)
-                        and cnp.PyArray_ISWRITEABLE(out)
-                        and same_shape(out, x)
-                        and (cnp.PyArray_DATA(out) == cnp.PyArray_DATA(x) or apart(x, out))
-                        and apart(scale, out)
-                        and apart(offset, out)
-                    )
-                )
-            ):
-                if out is None:
-                    out = cnp.PyArray_EMPTY(ndim, cnp.PyArray_DIMS(x), typenum, 0)
-                observations = size // n
-                job.outer_ndim = job.inner_ndim = 1
-                job.outer_shape[0], job.inner_shape[0] = observations, n
-                job.n = n
-                job.epsilon = eps
-                job.mean = job.rstd = NULL
-                size *= cnp.PyArray_ITEMSIZE(x)
-                job.stream = (
-                    2 * size > STREAM_BYTES
-                    and n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
-                    and cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x)
-                )
-                size = cnp.PyArray_ITEMSIZE(x)
-                set_rows(&job, LNORM_X, <char *>cnp.PyArray_DATA(x), n * size, size)
-                set_rows(&job, LNORM_Y, <char *>cnp.PyArray_DATA(out), n * size, size)
-                set_rows(&job, LNORM_GRAD, NULL, 0, 0)
-                if scale is None:
-                    set_absent(&job, LNORM_SCALE, typenum)
-                else:
-                    set_rows(&job, LNORM_SCALE, <char *>cnp.PyArray_DATA(scale), 0, size)
-                if offset is None:
-                    set_absent(&job, LNORM_OFFSET, typenum)
-                else:
-                    set_rows(&job, LNORM_OFFSET, <char *>cnp.PyArray_DATA(offset), 0, size)
-                run_forward(&job, kernels_of(typenum), observations)
-                return out
+            if out is None:
+                out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
+            set_plain(&job, x, epsilon)
+            job.stream = cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and streams(&job, typenum, 2)
+            set_operand(&job, LNORM_X, x, typenum, False)
+            set_operand(&job, LNORM_SCALE, scale, typenum, True)
+            set_operand(&job, LNORM_OFFSET, offset, typenum, True)
+            set_operand(&job, LNORM_Y, out, typenum, False)
+            set_rows(&job, LNORM_GRAD, NULL, 0, 0)
+            run_forward(&job, kernels_of(typenum), job.outer_shape[0])
+            return out
     return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)
 
 
@@ -790,6 +820,37 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
     >>> bool(abs(dx.sum(axis=-1)).max() < 1e-12)  # a shift of x changes nothing
     True
     """
+    cdef int typenum
+    cdef cnp.npy_intp n
+    cdef lnorm_job job
+    if is_plain_input(x, axis, epsilon) and type(param_grads) is bool:
+        typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
+        if (
+            is_row(scale, typenum, n)
+            and is_plain(dy, typenum)
+            and same_shape(dy, x)
+            and ((mean is None and rstd is None) or (is_statistic(mean, x) and is_statistic(rstd, x)))
+            and is_plain_output(out, x)
+            and (out is None or (is_plain_output(out, dy) and apart(scale, out) and apart(mean, out) and apart(rstd, out)))
+        ):
+            if out is None:
+                out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
+            set_plain(&job, x, epsilon)
+            if mean is not None:
+                job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)
+            job.stream = streams(&job, typenum, 3)
+            set_operand(&job, LNORM_X, x, typenum, False)
+            set_operand(&job, LNORM_SCALE, scale, typenum, True)
+            set_operand(&job, LNORM_DY, dy, typenum, False)
+            set_operand(&job, LNORM_DX, out, typenum, False)
+            set_rows(&job, LNORM_GRAD, NULL, 0, 1)
+            if not param_grads:
+                run_backward(&job, typenum, job.outer_shape[0], 1, n, NULL, NULL)
+                return out, None, None
+            dscale = cnp.PyArray_EMPTY(1, &n, typenum, 0)
+            doffset = cnp.PyArray_EMPTY(1, &n, typenum, 0)
+            run_backward(&job, typenum, job.outer_shape[0], 1, n, cnp.PyArray_DATA(dscale), cnp.PyArray_DATA(doffset))
+            return out, dscale, doffset
     return plan_backward(dy, x, scale, axis, epsilon, mean, rstd, param_grads, out)
 
 
