@@ -86,7 +86,6 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct lnorm_kernels:
         void (*forward)(const lnorm_job *, ptrdiff_t, ptrdiff_t) noexcept nogil
-        void (*forward_streamed)(const lnorm_job *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*backward_sums)(const lnorm_job *, ptrdiff_t, ptrdiff_t, lnorm_row *) noexcept nogil
         void (*backward_sweep)(const lnorm_job *, ptrdiff_t, ptrdiff_t, const lnorm_row *, ptrdiff_t, ptrdiff_t,
                                double *, double *) noexcept nogil
@@ -382,10 +381,7 @@ cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdif
         threads = <int>min(<ptrdiff_t>num_threads(), observations)
     with nogil:
         for t in prange(threads, num_threads=threads, schedule="static", chunksize=1, use_threads_if=threads > 1):
-            if job.stream:
-                kernels.forward_streamed(job, observations * t // threads, observations * (t + 1) // threads)
-            else:
-                kernels.forward(job, observations * t // threads, observations * (t + 1) // threads)
+            kernels.forward(job, observations * t // threads, observations * (t + 1) // threads)
 
 
 def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon):

@@ -213,6 +213,10 @@ static NOINLINE void forward_around_caches(lnorm_walk *walk, ptrdiff_t first, pt
     begin_group(next, walk, last - first, 1);
     while (next->rows + ready->rows) {
         Sums sums = {0};
+        if (next->rows) { /* the lines that a row shares with its neighbours are written through the caches */
+            PREFETCH_TO_WRITE(next->at[LNORM_Y]);
+            PREFETCH_TO_WRITE(next->at[LNORM_Y] + n * T_SIZE);
+        }
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
             if (next->rows) {

@@ -51,9 +51,8 @@ typedef struct {
 } lnorm_row;
 
 typedef struct {
-    /* y (and mean, rstd) of the observations first <= i < last; the second for jobs that stream. */
+    /* y (and mean, rstd) of the observations first <= i < last. */
     void (*forward)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last);
-    void (*forward_streamed)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last);
     /* The sums over each of the rows first <= i < last. */
     void (*backward_sums)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *rows);
     /* dx in the columns begin <= j < end of those rows; adds their Σ dy·x̂ and Σ dy to dscale[j - begin] and
