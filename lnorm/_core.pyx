@@ -493,9 +493,9 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     plan.chunks = (job.n + plan.width - 1) // plan.width
     plan.stride = (plan.width + 7) // 8 * 8
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
-    plan.block = max(BLOCK_ROWS, ((plan.group + plan.blocks - 1) // plan.blocks + 3) // 4 * 4)
+    plan.block = ((plan.group + plan.blocks - 1) // plan.blocks + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
     plan.blocks = (plan.group + plan.block - 1) // plan.block
-    plan.batch = max(4, min(BATCH, (1 << 12) // job.n // 4 * 4))
+    plan.batch = BATCH if job.n <= 128 else max(4, (1 << 12) // job.n // 4 * 4)
     tasks = groups * plan.blocks * plan.chunks
     if observations * job.n >= PARALLEL_ELEMENTS:
         threads = <int>min(<ptrdiff_t>num_threads(), tasks)

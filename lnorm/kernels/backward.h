@@ -100,6 +100,58 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
     }
 }
 
+/* Whether observations stand side by side, as in columns.h, in everything that the backward pass reads and writes. */
+INLINE int gradient_lies_in_columns(const lnorm_job *job)
+{
+    const int last = job->outer_ndim - 1;
+    return last >= 0 && job->inner_ndim == 1 && job->n <= LNORM_BLOCK && job->op[LNORM_X].outer[last] == T_SIZE &&
+           job->op[LNORM_DY].outer[last] == T_SIZE && job->op[LNORM_DX].outer[last] == T_SIZE &&
+           job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_GRAD].contiguous;
+}
+
+/* The sums of NARROW observations. False if one of them is not finite or near the limits of its type. */
+static NOINLINE int sum_tile(const lnorm_job *job, const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
+                             lnorm_row *row)
+{
+    const double n = (double)job->n;
+    Columns at = {.x = (const T *)walk->at[LNORM_X],
+                  .dy = (const T *)walk->at[LNORM_DY],
+                  .scale = get(vscale, walk->at[LNORM_SCALE], 0, job->n, 0),
+                  .x_step = job->op[LNORM_X].inner[0] / T_SIZE,
+                  .dy_step = job->op[LNORM_DY].inner[0] / T_SIZE,
+                  .n = job->n};
+    for (ptrdiff_t j = 0; j < job->n; j++) { /* the next observations */
+        PREFETCH(at.x + j * at.x_step + 4 * NARROW);
+        PREFETCH(at.dy + j * at.dy_step + 4 * NARROW);
+    }
+    for (int i = 0; i < NARROW; i += W, at.x += W, at.dy += W, row += W) {
+        double sums[3][GROUP];
+        T k[W], r[W];
+        Stats s;
+        if (!job->mean)
+            stats_of_columns(&s, at.x, at.x_step, vx, (const char *)at.x, W);
+        for (int l = 0; l < W; l++) {
+            if (job->mean)
+                standardize(job, first + i + l, vx, (const char *)(at.x + l), &row[l]);
+            else
+                row[l] = (lnorm_row){.center = s.k[l], .rstd = s.r[l], .exponent = s.exponent[l]};
+            if (row[l].exponent || !isfinite(row[l].rstd))
+                return 0;
+            k[l] = (T)row[l].center;
+            r[l] = (T)row[l].rstd;
+        }
+        at.center = load(k);
+        at.rstd = load(r);
+        sum_columns(sums, &at, BACKWARD);
+        for (int l = 0; l < W; l++) {
+            row[l].mean_x = sums[0][l] / n;
+            row[l].mean_g = sums[1][l] / n;
+            row[l].mean_gx = sums[2][l] / n - row[l].mean_x * row[l].mean_g;
+        }
+    }
+    return 1;
+}
+
 static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *row)
 {
     lnorm_walk walk;
@@ -108,6 +160,15 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&vdy, job, LNORM_DY);
     lnorm_walk_to(&walk, job, first);
+    for (int m; gradient_lies_in_columns(job) && first < last; first += m, row += m) {
+        const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
+        m = most < NARROW ? (int)most : NARROW;
+        if (m == NARROW && sum_tile(job, &walk, first, &vx, &vscale, row))
+            lnorm_walk_on(&walk, m);
+        else
+            for (int i = 0; i < m; i++)
+                sum_rows(job, &walk, first + i, &vx, &vscale, &vdy, row + i, 1);
+    }
     for (; first + 4 <= last; first += 4, row += 4)
         sum_rows(job, &walk, first, &vx, &vscale, &vdy, row, 4);
     for (; first < last; first++, row++)
@@ -185,10 +246,12 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streame
     sweep_elements(line, scale, end, m);
 }
 
-static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, const lnorm_row *row, ptrdiff_t begin,
-                           ptrdiff_t end, double *dscale, double *doffset)
+/* Observations first <= i < last, a row at a time; the walk goes along. */
+static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last, const lnorm_row *row, ptrdiff_t begin,
+                                ptrdiff_t end, double *dscale, double *doffset)
 {
-    lnorm_walk walk;
+    const lnorm_job *job = at->job;
+    lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&vdx, job, LNORM_DX);
@@ -196,7 +259,6 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
         view_of(&vx[i], job, LNORM_X);
         view_of(&vdy[i], job, LNORM_DY);
     }
-    lnorm_walk_to(&walk, job, first);
     for (int rows; first < last; first += rows, row += rows) {
         const char *x[4], *dy[4], *scale = walk.at[LNORM_SCALE];
         char *dx[4];
@@ -238,5 +300,82 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
             }
         }
     }
+    *at = walk;
+}
+
+/* NARROW observations side by side. The gradients' terms of a tile are folded as a tree over its observations, for DW columns
+   at once. False, and nothing is written, if a row is not finite. */
+static NOINLINE int sweep_tile(const lnorm_job *job, const lnorm_walk *walk, View *vscale, const lnorm_row *row,
+                               double *dscale, double *doffset)
+{
+    enum { REGISTERS = NARROW / W, FOLDS = NARROW / DW };
+    const ptrdiff_t n = job->n;
+    const T *scale = get(vscale, walk->at[LNORM_SCALE], 0, n, 0);
+    T k[NARROW], r[NARROW], c[NARROW], mean_g[NARROW], mean_gx[NARROW];
+    for (int i = 0; i < NARROW; i++) {
+        if (row[i].exponent || !isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
+            return 0;
+        k[i] = (T)row[i].center;
+        r[i] = (T)row[i].rstd;
+        c[i] = (T)row[i].mean_x;
+        mean_g[i] = (T)row[i].mean_g;
+        mean_gx[i] = (T)row[i].mean_gx;
+    }
+    for (ptrdiff_t j = 0; j < n; j += DW) {
+        const int columns = n - j < DW ? (int)(n - j) : DW;
+        D dyx[DW], dys[DW];
+        double sum[DW];
+        for (int q = 0; q < columns; q++) {
+            const T *x = (const T *)(walk->at[LNORM_X] + (j + q) * job->op[LNORM_X].inner[0]);
+            const T *dy = (const T *)(walk->at[LNORM_DY] + (j + q) * job->op[LNORM_DY].inner[0]);
+            T *dx = (T *)(walk->at[LNORM_DX] + (j + q) * job->op[LNORM_DX].inner[0]);
+            D wide_x[FOLDS], wide_s[FOLDS];
+            PREFETCH_TO_WRITE(dx + NARROW); /* of the next observations */
+            for (int i = 0; i < REGISTERS; i++) {
+                const V vdy = load(dy + i * W);
+                const V xhat = XHAT(load(x + i * W), load(k + i * W), load(r + i * W), load(c + i * W));
+                const V g = SPLAT(scale[j + q]) * vdy;
+                store(dx + i * W, (g - load(mean_g + i * W) - xhat * load(mean_gx + i * W)) * load(r + i * W));
+                widen(wide_x + i * PARTS, vdy * xhat);
+                widen(wide_s + i * PARTS, vdy);
+            }
+            UNROLL for (int h = FOLDS / 2; h; h /= 2) UNROLL for (int i = 0; i < h; i++)
+            {
+                wide_x[i] += wide_x[i + h];
+                wide_s[i] += wide_s[i + h];
+            }
+            dyx[q] = wide_x[0];
+            dys[q] = wide_s[0];
+        }
+        for (int q = columns; q < DW; q++)
+            dyx[q] = dys[q] = (D){0};
+        if (!dscale)
+            continue;
+        fold_rows(sum, dyx, DW);
+        for (int q = 0; q < columns; q++)
+            dscale[j + q] += sum[q];
+        fold_rows(sum, dys, DW);
+        for (int q = 0; q < columns; q++)
+            doffset[j + q] += sum[q];
+    }
+    return 1;
+}
+
+static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, const lnorm_row *row, ptrdiff_t begin,
+                           ptrdiff_t end, double *dscale, double *doffset)
+{
+    lnorm_walk walk;
+    lnorm_walk_to(&walk, job, first);
+    View vscale;
+    view_of(&vscale, job, LNORM_SCALE);
+    for (int m; gradient_lies_in_columns(job) && first < last; first += m, row += m) {
+        const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
+        m = most < NARROW ? (int)most : NARROW;
+        if (m == NARROW && sweep_tile(job, &walk, &vscale, row, dscale, doffset))
+            lnorm_walk_on(&walk, m);
+        else
+            sweep_rows(&walk, first, first + m, row, begin, end, dscale, doffset);
+    }
+    sweep_rows(&walk, first, last, row, begin, end, dscale, doffset);
     FENCE(job->stream);
 }

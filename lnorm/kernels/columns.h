@@ -8,117 +8,139 @@
 #define TILE (4 * NARROW)
 #define TILE_BYTES (1 << 16)
 
-#if BYTES
-
-/* Σd and Σd² of one lane, or the sum of such: for W observations each. */
+/* W observations: where the elements are that a sum takes, and what it needs to know. */
 typedef struct {
-    Total d[PARTS], d2[PARTS];
+    const T *x, *dy, *scale;
+    ptrdiff_t x_step, dy_step, n; /* in elements */
+    V center, rstd;
+} Columns;
+
+/* One lane of up to three sums, or the sum of several lanes. */
+typedef struct {
+    Total of[3][PARTS];
 } Lane;
 
-INLINE void add_lane(Lane *sum, const Lane *lane)
+INLINE void add_lane(Lane *sum, const Lane *lane, int sums)
 {
-    for (int i = 0; i < PARTS; i++) {
-        sum->d[i].sum += lane->d[i].sum;
-        sum->d2[i].sum += lane->d2[i].sum;
+    for (int k = 0; k < sums; k++)
+        for (int i = 0; i < PARTS; i++) {
+            sum->of[k][i].sum += lane->of[k][i].sum;
 #if T_SIZE == 8
-        sum->d[i].rest += lane->d[i].rest;
-        sum->d2[i].rest += lane->d2[i].rest;
+            sum->of[k][i].rest += lane->of[k][i].rest;
 #endif
+        }
+}
+
+/* The terms of add_squares in stats.h, or those of add_terms in backward.h, for element j. */
+INLINE void terms_of(V *d, V *d2, V *d3, const Columns *at, ptrdiff_t j, int what)
+{
+    const V x = load(at->x + j * at->x_step) - at->center;
+    if (what == ALL) {
+        *d = x;
+        *d2 = x * x;
+    } else {
+        *d = x * at->rstd;
+        *d2 = SPLAT(at->scale[j]) * load(at->dy + j * at->dy_step);
+        *d3 = *d2 * *d;
     }
 }
 
-/* A lane of means_of_first, add_up_short or add_up: elements l, l + LANES, ... */
-INLINE void sum_lane(Lane *lane, const T *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t l, V center, int what)
+/* Lane l: elements l, l + LANES, ... of means_of_first, add_up_short, add_up, or backward.h's sums. */
+INLINE void sum_lane(Lane *lane, const Columns *at, ptrdiff_t l, int what)
 {
+    const ptrdiff_t n = at->n;
     *lane = (Lane){0};
-    if (what != ALL) {
-        for (ptrdiff_t j = l; j < n && (what != FIRST || j < LANES); j += LANES) {
+    if (what == FIRST || what == ALL_SHORT) {
+        for (ptrdiff_t j = l; j < n && (what == ALL_SHORT || j < LANES); j += LANES) {
             D wide[PARTS];
-            widen(wide, load(x + j * stride));
+            widen(wide, load(at->x + j * at->x_step));
             for (int i = 0; i < PARTS; i++) {
-                lane->d[i].sum += wide[i];
+                lane->of[0][i].sum += wide[i];
                 if (what == ALL_SHORT)
-                    lane->d2[i].sum += wide[i] * wide[i];
+                    lane->of[1][i].sum += wide[i] * wide[i];
             }
         }
         return;
     }
     for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
-        const ptrdiff_t end = n - b < LNORM_BLOCK ? n : b + LNORM_BLOCK,
-                        fours = b + (end - b) / (4 * LANES) * (4 * LANES);
-        V sum_d = {0}, sum_d2 = {0};
-        D wide[PARTS];
+        const ptrdiff_t end = n - b < LNORM_BLOCK ? n : b + LNORM_BLOCK;
+        const ptrdiff_t fours = b + (end - b) / (4 * LANES) * (4 * LANES);
+        V sum[3] = {SPLAT((T)0), SPLAT((T)0), SPLAT((T)0)};
         ptrdiff_t j = b + l;
         for (; j < fours; j += 4 * LANES) {
-            V d[4], d2[4];
-            for (int i = 0; i < 4; i++) {
-                d[i] = load(x + (j + i * LANES) * stride) - center;
-                d2[i] = d[i] * d[i];
-            }
-            sum_d += SUM_OF(V, d, 4);
-            sum_d2 += SUM_OF(V, d2, 4);
+            V d[4], d2[4], d3[4];
+            for (int i = 0; i < 4; i++)
+                terms_of(&d[i], &d2[i], &d3[i], at, j + i * LANES, what);
+            sum[0] += SUM_OF(V, d, 4);
+            sum[1] += SUM_OF(V, d2, 4);
+            if (what == BACKWARD)
+                sum[2] += SUM_OF(V, d3, 4);
         }
         for (; j < end; j += LANES) {
-            const V d = load(x + j * stride) - center;
-            sum_d += d;
-            sum_d2 += d * d;
+            V d, d2, d3;
+            terms_of(&d, &d2, &d3, at, j, what);
+            sum[0] += d;
+            sum[1] += d2;
+            if (what == BACKWARD)
+                sum[2] += d3;
         }
-        widen(wide, sum_d);
-        for (int i = 0; i < PARTS; i++)
-            add_to(&lane->d[i], wide[i], b == 0);
-        widen(wide, sum_d2);
-        for (int i = 0; i < PARTS; i++)
-            add_to(&lane->d2[i], wide[i], b == 0);
+        for (int k = 0; k < (what == BACKWARD ? 3 : 2); k++) {
+            D wide[PARTS];
+            widen(wide, sum[k]);
+            for (int i = 0; i < PARTS; i++)
+                add_to(&lane->of[k][i], wide[i], b == 0);
+        }
     }
 }
 
 /* The lane tree with lanes in bit-reversed order, so that three sums wait for their other half at most. */
-INLINE void sum_columns(double *sum_d, double *sum_d2, const T *x, ptrdiff_t stride, ptrdiff_t n, V center, int what)
+INLINE void sum_columns(double (*sums)[GROUP], const Columns *at, int what)
 {
     static const unsigned char reversed[LANES / 4] = {0, 4, 2, 6, 1, 5, 3, 7};
+    const int count = what == FIRST ? 1 : what == BACKWARD ? 3 : 2;
     Lane waiting[3], sum, other[3];
-    int count = 0;
+    int held = 0;
     for (int i = 0; i < LANES / 4; i++) {
         const int l = reversed[i];
-        sum_lane(&sum, x, stride, n, l, center, what);
-        sum_lane(&other[0], x, stride, n, l + LANES / 2, center, what);
-        sum_lane(&other[1], x, stride, n, l + LANES / 4, center, what);
-        sum_lane(&other[2], x, stride, n, l + LANES / 4 * 3, center, what);
-        add_lane(&sum, &other[0]);
-        add_lane(&other[1], &other[2]);
-        add_lane(&sum, &other[1]);
+        sum_lane(&sum, at, l, what);
+        sum_lane(&other[0], at, l + LANES / 2, what);
+        sum_lane(&other[1], at, l + LANES / 4, what);
+        sum_lane(&other[2], at, l + LANES / 4 * 3, what);
+        add_lane(&sum, &other[0], count);
+        add_lane(&other[1], &other[2], count);
+        add_lane(&sum, &other[1], count);
         for (int k = i; k & 1; k >>= 1)
-            add_lane(&sum, &waiting[--count]);
-        if (count < 3)
-            waiting[count++] = sum;
+            add_lane(&sum, &waiting[--held], count);
+        if (held < 3)
+            waiting[held++] = sum;
     }
-    for (int i = 0; i < PARTS; i++) {
+    for (int k = 0; k < count; k++)
+        for (int i = 0; i < PARTS; i++)
 #if T_SIZE == 8
-        *(D *)(sum_d + i * DW) = sum.d[i].sum + sum.d[i].rest;
-        *(D *)(sum_d2 + i * DW) = sum.d2[i].sum + sum.d2[i].rest;
+            *(D *)(sums[k] + i * DW) = sum.of[k][i].sum + sum.of[k][i].rest;
 #else
-        *(D *)(sum_d + i * DW) = sum.d[i].sum;
-        *(D *)(sum_d2 + i * DW) = sum.d2[i].sum;
+            *(D *)(sums[k] + i * DW) = sum.of[k][i].sum;
 #endif
-    }
 }
 
 /* The statistics of W observations, the first `real` of which there are. */
-INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t stride, View *vx, const char *row, int real)
+INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, const char *row, int real)
 {
-    const ptrdiff_t n = vx->job->n;
-    double d[GROUP], d2[GROUP], far = 1;
+    Columns at = {.x = x, .x_step = step, .n = vx->job->n};
+    double sums[2][GROUP], far = 1;
     T center[GROUP] = {0};
-    if (is_short(n)) {
-        sum_columns(d, d2, x, stride, n, load(center), ALL_SHORT);
+    at.center = load(center);
+    if (is_short(at.n)) {
+        sum_columns(sums, &at, ALL_SHORT);
         far = FAR_SHORT;
     } else {
-        sum_columns(d, d2, x, stride, n, load(center), FIRST);
+        sum_columns(sums, &at, FIRST);
         for (int i = 0; i < W; i++)
-            center[i] = (T)(d[i] / (double)(n < LANES ? n : LANES));
-        sum_columns(d, d2, x, stride, n, load(center), ALL);
+            center[i] = (T)(sums[0][i] / (double)(at.n < LANES ? at.n : LANES));
+        at.center = load(center);
+        sum_columns(sums, &at, ALL);
     }
-    settle_all(s, d, d2, center, W, real, far, vx, row, T_SIZE);
+    settle_all(s, sums[0], sums[1], center, W, real, far, vx, row, T_SIZE);
 }
 
 /* y of m observations, at most `registers` full of them. False, and nothing is written, if one of them is not finite or near
@@ -209,22 +231,19 @@ static NOINLINE int forward_narrow_tile(const lnorm_walk *walk, View *vx, View *
     return forward_tile(walk, vx, vscale, voffset, mean, rstd, m, NARROW / W);
 }
 
-#endif
-
 /* Whether the observations of a job can be taken as columns, wherever they begin. */
 INLINE int lies_in_columns(const lnorm_job *job)
 {
     const int last = job->outer_ndim - 1;
-    return BYTES && last >= 0 && job->inner_ndim == 1 && job->n * LINE <= TILE_BYTES &&
-           job->op[LNORM_X].outer[last] == T_SIZE && job->op[LNORM_Y].outer[last] == T_SIZE &&
-           job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0;
+    return last >= 0 && job->inner_ndim == 1 && job->n * LINE <= TILE_BYTES && job->op[LNORM_X].outer[last] == T_SIZE &&
+           job->op[LNORM_Y].outer[last] == T_SIZE && job->op[LNORM_SCALE].outer[last] == 0 &&
+           job->op[LNORM_OFFSET].outer[last] == 0;
 }
 
 /* The next tile of at most m observations: how many were written, or the negative of how many have to be taken one by one. */
 INLINE int forward_columns(const lnorm_walk *walk, View *vx, View *vscale, View *voffset, double *mean, double *rstd,
                            ptrdiff_t most)
 {
-#if BYTES
     const lnorm_job *job = walk->job;
     const ptrdiff_t head = job->op[LNORM_Y].inner[0] % LINE ? 0 : until_aligned((const T *)walk->at[LNORM_Y], LINE);
     int m = (int)(most < NARROW ? most : NARROW), done;
@@ -236,8 +255,4 @@ INLINE int forward_columns(const lnorm_walk *walk, View *vx, View *vscale, View 
     } else
         done = forward_narrow_tile(walk, vx, vscale, voffset, mean, rstd, m);
     return done ? m : -m;
-#else
-    (void)walk, (void)vx, (void)vscale, (void)voffset, (void)mean, (void)rstd;
-    return -(int)most;
-#endif
 }

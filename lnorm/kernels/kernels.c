@@ -31,7 +31,7 @@ enum { LINE = 64 }; /* bytes of a cache line */
 enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 
 /* What the sums of columns are of. */
-enum { FIRST, ALL_SHORT, ALL };
+enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 
 /* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: eight of at most FEW
    elements; four of at most TOGETHER, beyond which they leave the first-level cache; else one. */
