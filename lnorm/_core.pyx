@@ -13,6 +13,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cython.parallel cimport prange
 from libc.math cimport NAN, isfinite
 from libc.stddef cimport ptrdiff_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 import os
@@ -53,6 +54,8 @@ cdef extern from "kernels/kernels.h" nogil:
     enum:
         LNORM_MAXDIMS
         LNORM_BLOCK
+        LNORM_SEGMENT
+        LNORM_SUMS_BYTES
         LNORM_X
         LNORM_SCALE
         LNORM_OFFSET
@@ -86,6 +89,9 @@ cdef extern from "kernels/kernels.h" nogil:
 
     ctypedef struct lnorm_kernels:
         void (*forward)(const lnorm_job *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*long_sums)(const lnorm_job *, ptrdiff_t, ptrdiff_t, ptrdiff_t, void *) noexcept nogil
+        void (*long_stats)(const lnorm_job *, ptrdiff_t, ptrdiff_t, const void *, lnorm_row *) noexcept nogil
+        void (*long_write)(const lnorm_job *, ptrdiff_t, ptrdiff_t, ptrdiff_t, const lnorm_row *) noexcept nogil
         void (*backward_sums)(const lnorm_job *, ptrdiff_t, ptrdiff_t, lnorm_row *) noexcept nogil
         void (*backward_sweep)(const lnorm_job *, ptrdiff_t, ptrdiff_t, const lnorm_row *, ptrdiff_t, ptrdiff_t,
                                double *, double *) noexcept nogil
@@ -371,6 +377,25 @@ cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1
     return 0
 
 
+cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept nogil:
+    """Fewer rows than threads, long ones: the threads share each of them. False, and nothing is done, without memory."""
+    cdef ptrdiff_t segments = (job.n + LNORM_SEGMENT - 1) // LNORM_SEGMENT, i
+    cdef int t, shares = <int>min(<ptrdiff_t>threads, segments)
+    cdef lnorm_row row
+    cdef char *sums = <char *>malloc(segments * LNORM_SUMS_BYTES)
+    if sums == NULL:
+        return False
+    for i in range(observations):
+        for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
+            kernels.long_sums(job, i, segments * t // shares, segments * (t + 1) // shares, sums)
+        kernels.long_stats(job, i, segments, sums, &row)
+        for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
+            kernels.long_write(job, i, segments * t // shares * LNORM_SEGMENT,
+                               min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), &row)
+    free(sums)
+    return True
+
+
 cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations) noexcept:
     cdef ptrdiff_t elements = observations * job.n
     cdef int t, threads = 1
@@ -378,10 +403,16 @@ cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdif
         kernels.forward(job, 0, observations)
         return
     if elements >= PARALLEL_ELEMENTS:
-        threads = <int>min(<ptrdiff_t>num_threads(), observations)
+        threads = num_threads()
     with nogil:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1, use_threads_if=threads > 1):
-            kernels.forward(job, observations * t // threads, observations * (t + 1) // threads)
+        if observations < threads and job.n > LNORM_SEGMENT and share_rows(job, kernels, observations, threads):
+            return
+        threads = <int>min(<ptrdiff_t>threads, observations)
+        if threads == 1:
+            kernels.forward(job, 0, observations)
+        else:
+            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                kernels.forward(job, observations * t // threads, observations * (t + 1) // threads)
 
 
 def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon):

@@ -92,7 +92,7 @@ INLINE void begin_group(Group *group, lnorm_walk *walk, ptrdiff_t left, ptrdiff_
 }
 
 /* The m elements from the b-th on of row i. */
-INLINE void sum_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n, Sums *sums)
+INLINE void sum_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n, RowSums *sums)
 {
     add_to_stats(&group->progress, i, sums, get(&group->x, group->at[LNORM_X] + i * group->step[LNORM_X], b, m, 0), b,
                  m, n);
@@ -175,7 +175,7 @@ static NOINLINE void forward_in_caches(lnorm_walk *walk, ptrdiff_t first, ptrdif
     const ptrdiff_t n = job->n;
     const int alike = lie_alike(job);
     Group group;
-    Sums sums;
+    RowSums sums;
     View vscale, voffset, vy;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
@@ -196,6 +196,13 @@ static NOINLINE void forward_in_caches(lnorm_walk *walk, ptrdiff_t first, ptrdif
     }
 }
 
+/* The block from element b on, if it stands side by side. */
+INLINE void fetch_block(const Group *group, ptrdiff_t b)
+{
+    for (ptrdiff_t l = 0; l < LNORM_BLOCK * T_SIZE; l += LINE)
+        PREFETCH(group->at[LNORM_X] + b * T_SIZE + l);
+}
+
 /* A row is written while the next is summed, block by block, so that memory is never only read or only written. The last
    block is written after the next row's mean and root have been asked for: nothing waits for those. */
 static NOINLINE void forward_around_caches(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
@@ -212,7 +219,7 @@ static NOINLINE void forward_around_caches(lnorm_walk *walk, ptrdiff_t first, pt
     ready->rows = 0;
     begin_group(next, walk, last - first, 1);
     while (next->rows + ready->rows) {
-        Sums sums = {0};
+        RowSums sums;
         if (next->rows) { /* the lines that a row shares with its neighbours are written through the caches */
             PREFETCH_TO_WRITE(next->at[LNORM_Y]);
             PREFETCH_TO_WRITE(next->at[LNORM_Y] + n * T_SIZE);
@@ -220,18 +227,12 @@ static NOINLINE void forward_around_caches(lnorm_walk *walk, ptrdiff_t first, pt
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
             if (next->rows) {
-                const T *x = get(&next->x, next->at[LNORM_X], b, m, 0);
-                Lanes lanes;
-                for (ptrdiff_t l = 0; l < m * T_SIZE; l += LINE)
-                    PREFETCH((const char *)(x + m) + l);
-                add_up(&lanes, x, m, *next->progress.center);
-                empty_lanes(&sums, &lanes, 0);
+                fetch_block(next, b + m);
+                sum_row(next, 0, b, m, n, &sums);
             }
             if (b && ready->rows)
                 write_row(ready, 0, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, 1);
         }
-        *next->progress.total_d = total_of(&sums.d);
-        *next->progress.total_d2 = total_of(&sums.d2);
         begin_group(after, walk, last - first - next->rows, 1);
         finish_group(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, 0);
         if (ready->rows)
@@ -266,6 +267,73 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
         else
             lnorm_walk_on(&walk, m);
         first += m < 0 ? -m : m;
+    }
+    FENCE(job->stream);
+}
+
+/* A long row that threads share; see kernels.h. */
+INLINE void long_row(Group *group, const lnorm_job *job, ptrdiff_t i)
+{
+    lnorm_walk walk;
+    lnorm_walk_to(&walk, job, i);
+    view_of(&group->x, job, LNORM_X);
+    begin_group(group, &walk, 1, 1);
+}
+
+static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums)
+{
+    Group group;
+    long_row(&group, job, i);
+    for (ptrdiff_t segment = first; segment < last; segment++) {
+        const ptrdiff_t begin = segment * LNORM_SEGMENT, rest = job->n - begin;
+        const ptrdiff_t end = rest < LNORM_SEGMENT ? job->n : begin + LNORM_SEGMENT;
+        Sums segment_sums;
+        for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
+            const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
+            Lanes lanes;
+            fetch_block(&group, b + m);
+            add_up(&lanes, get(&group.x, group.at[LNORM_X], b, m, 0), m, *group.progress.center);
+            empty_lanes(&segment_sums, &lanes, b == begin);
+        }
+        memcpy((char *)sums + segment * LNORM_SUMS_BYTES, &segment_sums, sizeof segment_sums);
+    }
+}
+
+static void long_stats(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row)
+{
+    Group group;
+    Sums total = {0}, segment;
+    long_row(&group, job, i);
+    for (ptrdiff_t k = 0; k < segments; k++) {
+        memcpy(&segment, (const char *)sums + k * LNORM_SUMS_BYTES, sizeof segment);
+        add_segment(&total, &segment, k == 0);
+    }
+    *group.progress.total_d = total_of(&total.d);
+    *group.progress.total_d2 = total_of(&total.d2);
+    finish_group(&group, job->mean ? job->mean + i : NULL, job->mean ? job->rstd + i : NULL, 0);
+    row->center = *group.s.k;
+    row->rstd = *group.s.r;
+    row->mean_x = *group.s.c;
+    row->exponent = *group.s.exponent;
+}
+
+static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row)
+{
+    Group group;
+    View vscale, voffset, vy;
+    view_of(&vscale, job, LNORM_SCALE);
+    view_of(&voffset, job, LNORM_OFFSET);
+    view_of(&vy, job, LNORM_Y);
+    long_row(&group, job, i);
+    *group.s.k = (T)row->center;
+    *group.s.r = (T)row->rstd;
+    *group.s.c = (T)row->mean_x;
+    *group.s.rstd = row->rstd;
+    *group.s.exponent = row->exponent;
+    for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
+        const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
+        fetch_block(&group, b + m);
+        write_row(&group, 0, b, m, &vscale, &voffset, &vy, job->stream);
     }
     FENCE(job->stream);
 }

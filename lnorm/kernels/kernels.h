@@ -11,6 +11,9 @@ enum { LNORM_MAXDIMS = 64 }; /* NumPy's own limit */
    block, so no call needs scratch of the row's length. */
 enum { LNORM_BLOCK = 512 };
 
+/* The sums of a long row are taken segment by segment, which threads can share; see stats.h. Room for those of one. */
+enum { LNORM_SEGMENT = 128 * LNORM_BLOCK, LNORM_SUMS_BYTES = 1024 };
+
 /* The operands of a job. The forward pass reads x, scale, offset and writes y; the backward pass reads x, scale, dy and
    writes dx, and its grad says which element of the parameters' gradient each element of a row adds to. */
 enum {
@@ -43,16 +46,23 @@ typedef struct {
     lnorm_operand op[LNORM_OPERANDS];
 } lnorm_job;
 
-/* What the backward pass knows of a row before its second sweep; see backward.h. */
+/* What is known of a row before its elements are taken a second time; see stats.h and backward.h. */
 typedef struct {
-    double center, rstd;            /* of the row times 2^exponent */
-    int exponent;                   /* 0 but for rows near the limits of their type */
-    double mean_x, mean_g, mean_gx; /* of x̃ = (x - center)·rstd, of g = γ·dy, and of g·(x̃ - mean_x) */
+    double center, rstd;    /* of the row times 2^exponent */
+    int exponent;           /* 0 but for rows near the limits of their type */
+    double mean_x;          /* of x̃ = (x - center)·rstd, which rounding the center has left */
+    double mean_g, mean_gx; /* backward pass: of g = γ·dy, and of g·(x̃ - mean_x) */
 } lnorm_row;
 
 typedef struct {
     /* y (and mean, rstd) of the observations first <= i < last. */
     void (*forward)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last);
+    /* The same for observation i alone, in three steps between which threads meet: the sums of segments first <= s < last
+       to sums + s·LNORM_SUMS_BYTES; from those of all segments what is to be known of the row; elements begin <= j < end,
+       each but n the beginning of a segment. */
+    void (*long_sums)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums);
+    void (*long_stats)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row);
+    void (*long_write)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row);
     /* The sums over each of the rows first <= i < last. */
     void (*backward_sums)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *rows);
     /* dx in the columns begin <= j < end of those rows; adds their Σ dy·x̂ and Σ dy to dscale[j - begin] and

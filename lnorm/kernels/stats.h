@@ -156,6 +156,49 @@ INLINE void empty_lanes(Sums *sums, const Lanes *lanes, int first)
     add_block(&sums->d2, lanes->d2, first);
 }
 
+INLINE void add_sum(Sum *total, const Sum *sum)
+{
+    for (int i = 0; i < DU; i++) {
+        add_to(&total->total[i], sum->total[i].sum, 0);
+#if T_SIZE == 8
+        total->total[i].rest += sum->total[i].rest;
+#endif
+    }
+}
+
+/* The sums of a segment behind those of the segments before it. */
+INLINE void add_segment(Sums *total, const Sums *segment, int first)
+{
+    if (first) {
+        *total = *segment;
+        return;
+    }
+    add_sum(&total->d, &segment->d);
+    add_sum(&total->d2, &segment->d2);
+}
+
+/* A row's sums on the way: of the segment at hand, and of those before it. A long row is summed in segments, each from
+   nothing, so that threads that share it come to the same bits as one alone. */
+typedef struct {
+    Sums segment, before;
+} RowSums;
+
+/* The block of elements b ... end - 1. */
+INLINE void add_to_row(RowSums *sums, const Lanes *lanes, ptrdiff_t b, ptrdiff_t end, ptrdiff_t n)
+{
+    if (b % LNORM_SEGMENT == 0)
+        empty_lanes(&sums->segment, lanes, 1);
+    else
+        empty_lanes(&sums->segment, lanes, 0);
+    if (n > LNORM_SEGMENT && (end % LNORM_SEGMENT == 0 || end == n))
+        add_segment(&sums->before, &sums->segment, b < LNORM_SEGMENT);
+}
+
+INLINE const Sums *sums_of_row(const RowSums *sums, ptrdiff_t n)
+{
+    return n > LNORM_SEGMENT ? &sums->before : &sums->segment;
+}
+
 /* Short rows of floats are summed in double precision from the start: squares are exact, and there is no center to find. */
 #define FAR_SHORT 0x1p20 /* σ² keeps 30 bits */
 
@@ -321,7 +364,7 @@ INLINE void begin_stats(Progress *progress, View *vx, const char *row, ptrdiff_t
 }
 
 /* The m elements from the b-th on of row i; sums is for as long as the row lasts. */
-INLINE void add_to_stats(Progress *progress, int i, Sums *sums, const T *x, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n)
+INLINE void add_to_stats(Progress *progress, int i, RowSums *sums, const T *x, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n)
 {
 #if T_SIZE == 4
     if (is_short(n)) {
@@ -331,13 +374,10 @@ INLINE void add_to_stats(Progress *progress, int i, Sums *sums, const T *x, ptrd
 #endif
     Lanes lanes;
     add_up(&lanes, x, m, progress->center[i]);
-    if (b == 0)
-        empty_lanes(sums, &lanes, 1);
-    else
-        empty_lanes(sums, &lanes, 0);
+    add_to_row(sums, &lanes, b, b + m, n);
     if (b + m == n) {
-        progress->total_d[i] = total_of(&sums->d);
-        progress->total_d2[i] = total_of(&sums->d2);
+        progress->total_d[i] = total_of(&sums_of_row(sums, n)->d);
+        progress->total_d2[i] = total_of(&sums_of_row(sums, n)->d2);
     }
 }
 
@@ -354,7 +394,7 @@ INLINE void stats_of(Stats *s, View *vx, const char *row)
 {
     const ptrdiff_t n = vx->job->n;
     Progress progress = {0};
-    Sums sums;
+    RowSums sums;
     begin_stats(&progress, vx, row, 0, 1);
     ptrdiff_t b = 0;
     do {
