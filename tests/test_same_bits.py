@@ -245,3 +245,43 @@ def test_rows_of_a_large_array_have_the_bits_of_the_row_alone(shape, axis, dtype
     rows = np.moveaxis(x, axis, -1).reshape(-1, shape[axis])
     for i in {0, 1, 2, len(rows) // 2, len(rows) - 2, len(rows) - 1}:
         assert bits(y[i]) == bits(lnorm.layer_norm(rows[i].copy()))
+
+
+@pytest.mark.parametrize("n", [256, 300, 771, 1025, 5000])
+@pytest.mark.parametrize("begin", [0, 1, 4, 13])
+def test_what_is_written_around_the_caches_may_begin_and_end_within_a_line(n, begin, dtype):
+    rows = 18 * 2**20 // (n * np.dtype(dtype).itemsize)
+    x = rng_for("streamed", n).standard_normal((rows, n), np.float32).astype(dtype)
+    scale, offset = rng_for(n).standard_normal((2, n)).astype(dtype)
+    buffer = np.full(x.size + 64, 7, dtype)
+    y = buffer[begin : begin + x.size].reshape(x.shape)
+    lnorm.layer_norm(x, scale, offset, out=y)
+    for i in range(0, rows, 97):
+        assert bits(y[i : i + 97]) == bits(lnorm.layer_norm(x[i : i + 97], scale, offset))
+    assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all()
+
+
+@pytest.mark.parametrize("special", ["plain", "nan", "huge", "constant", "far"])
+@pytest.mark.parametrize("n", [65_537, 400_003])
+def test_threads_that_share_a_row_leave_its_bits_alone(special, n, dtype):
+    x = rng_for("shared", n).standard_normal((1, n)).astype(dtype)
+    if special == "nan":
+        x[0, n - 2] = np.nan
+    elif special == "huge":
+        x *= np.finfo(dtype).max / 8
+    elif special == "constant":
+        x[:] = x[0, 0]
+    elif special == "far":
+        x[0, 32:] += 1000
+    scale, offset = rng_for(n, special).standard_normal((2, n)).astype(dtype)
+    results = []
+    for threads in (1, 2, 5):
+        lnorm.set_num_threads(threads)
+        try:
+            results.append(lnorm.layer_norm(x, scale, offset, return_stats=True))
+            in_place = x.copy()
+            lnorm.layer_norm(in_place, scale, offset, out=in_place)
+        finally:
+            lnorm.set_num_threads(None)
+        assert bits(in_place) == bits(results[-1][0])
+    assert bits(*results[0]) == bits(*results[1]) == bits(*results[2])
