@@ -237,7 +237,7 @@ INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
 typedef struct {
     T k[GROUP] __attribute__((aligned(LINE))), r[GROUP], c[GROUP];
     double mean[GROUP], rstd[GROUP]; /* of the rows as they are */
-    int64_t state[GROUP], off_center[GROUP];
+    int64_t state[GROUP];
     int exponent[GROUP]; /* 0 but for rows near the limits of their type */
 } Stats;
 
@@ -260,7 +260,6 @@ INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const
         store_narrow(s->c + i, only_where(off_center, left * rstd));
         *(D *)(s->mean + i) = k + left;
         *(D *)(s->rstd + i) = rstd;
-        *(I *)(s->off_center + i) = off_center;
         *(I *)(s->state + i) = (WHERE(delta * delta > far * var) & FAR_FROM_MEAN) |
                                (~(WHERE(spread > SAFE_SQUARE) & WHERE(var < 1 / SAFE_SQUARE)) & OUT_OF_RANGE);
     }
@@ -326,7 +325,6 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
     group->k[i] = finite ? *s.k : 0;
     group->r[i] = finite ? *s.r : (T)NAN;
     group->c[i] = finite ? *s.c : (T)NAN;
-    group->off_center[i] = !finite || *s.off_center;
     group->exponent[i] = finite ? exponent : 0;
     group->mean[i] = finite ? ldexp(*s.mean, -exponent) : NAN;
     group->rstd[i] = finite ? ldexp(*s.rstd, exponent) : NAN;

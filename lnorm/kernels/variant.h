@@ -51,7 +51,6 @@
 #define forward_columns NAME(forward_columns)
 #define forward_in_caches NAME(forward_in_caches)
 #define forward_narrow_tile NAME(forward_narrow_tile)
-#define forward_rows NAME(forward_rows)
 #define forward_tile NAME(forward_tile)
 #define forward_wide_tile NAME(forward_wide_tile)
 #define gather NAME(gather)
