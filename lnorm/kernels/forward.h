@@ -42,12 +42,12 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
 }
 
 /* The same around the caches: whole lines, and what is left of one at both ends. */
-INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i)
+INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s)
 {
     const ptrdiff_t line = LINE / T_SIZE, begin = until_aligned(y, LINE), end = begin + (m - begin) / line * line;
-    const V vk = SPLAT(s->k[i]), vr = SPLAT(s->r[i]), vc = SPLAT(s->c[i]);
+    const V vk = SPLAT(*s->k), vr = SPLAT(*s->r), vc = SPLAT(*s->c);
     if (m < begin + line) {
-        affine(y, 0, x, 0, scale, offset, m, s, i, 1);
+        affine(y, 0, x, 0, scale, offset, m, s, 0, 1);
         return;
     }
     for (ptrdiff_t j = 0; j < begin; j += W)
@@ -59,69 +59,91 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
         store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), end > j ? end - j : 0, W);
 }
 
-/* Rows whose statistics are taken together, where they are (`step` bytes from one to the next), and how far they got. */
+/* Some rows side by side in x and y, with the same scale and offset, their statistics and then their results together.
+   False, and nothing is written, if one of them needs more than a first pass. */
+INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows)
+{
+    const lnorm_job *job = walk->job;
+    const int last = job->outer_ndim - 1, together = rows < 4 ? rows : 4;
+    const ptrdiff_t n = job->n;
+    const ptrdiff_t x_step = last < 0 ? 0 : job->op[LNORM_X].outer[last] / T_SIZE;
+    const ptrdiff_t y_step = last < 0 ? 0 : job->op[LNORM_Y].outer[last] / T_SIZE;
+    T *y = (T *)walk->at[LNORM_Y];
+    const T *x[ROWS];
+    Progress progress;
+    Stats s;
+    for (int i = 0; i < rows; i++)
+        x[i] = (const T *)walk->at[LNORM_X] + i * x_step;
+    begin_stats(&progress, x, n, rows);
+    for (int i = 0; i < rows; i++) {
+        RowSums sums;
+        ptrdiff_t b = 0;
+        do {
+            add_to_stats(&progress, i, &sums, x[i] + b, b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, n);
+            b += LNORM_BLOCK;
+        } while (b < n);
+    }
+    if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED)
+        return 0;
+    for (ptrdiff_t b = 0; b < n; b += width) {
+        const T *scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : b);
+        const T *offset = (const T *)walk->at[LNORM_OFFSET] + (job->op[LNORM_OFFSET].block ? 0 : b);
+        for (int i = 0; i < rows; i += together)
+            affine(y + i * y_step + b, y_step, x[i] + b, x_step, scale, offset, n - b < width ? n - b : width, &s, i,
+                   together);
+    }
+    for (int i = 0; job->mean && i < rows; i++) {
+        job->mean[first + i] = s.mean[i];
+        job->rstd[first + i] = s.rstd[i];
+    }
+    return 1;
+}
+
+/* Whether rows may be taken together. */
+INLINE int lie_alike(const lnorm_job *job)
+{
+    const int last = job->outer_ndim - 1;
+    return job->n <= TOGETHER && job->op[LNORM_X].contiguous && job->op[LNORM_Y].contiguous &&
+           (last < 0 || (job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0)) &&
+           (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block) &&
+           (job->op[LNORM_OFFSET].contiguous || job->op[LNORM_OFFSET].block);
+}
+
+/* One row on its way, wherever its elements are. */
 typedef struct {
-    int rows, alike; /* alike: side by side in x and y, with the same parameters, and nothing special about a row */
+    int exists;
     char *at[LNORM_GRAD];
-    ptrdiff_t step[LNORM_GRAD];
     View x;
     Progress progress;
     Stats s;
-} Group;
+} Row;
 
-/* The next group of at most ROWS rows, of none at the end. Its first elements are on their way to their mean. */
-INLINE void begin_group(Group *group, lnorm_walk *walk, ptrdiff_t left, ptrdiff_t most)
+/* The next row, or none. Its first elements are on their way to their mean. */
+INLINE void begin(Row *row, lnorm_walk *walk, int exists)
 {
-    const lnorm_job *job = walk->job;
-    const ptrdiff_t inner = lnorm_walk_left(walk);
-    left = left < inner ? left : inner;
-    most = left < most ? left : most;
-    const int together = job->op[LNORM_X].contiguous && job->n <= TOGETHER ? (job->n <= FEW ? 8 : 4) : 1;
-    group->rows = most <= 0 ? 0 : most < together ? 1 : together;
-    for (int k = 0; k < LNORM_GRAD; k++) {
-        group->at[k] = walk->at[k];
-        group->step[k] = job->outer_ndim ? job->op[k].outer[job->outer_ndim - 1] : 0;
-    }
-    if (group->rows == 1)
-        begin_stats(&group->progress, &group->x, group->at[LNORM_X], 0, 1);
-    else if (group->rows == 4)
-        begin_stats(&group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 4);
-    else if (group->rows)
-        begin_stats(&group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 8);
-    lnorm_walk_on(walk, group->rows);
+    row->exists = exists;
+    for (int k = 0; k < LNORM_GRAD; k++)
+        row->at[k] = walk->at[k];
+    if (!exists)
+        return;
+    begin_row(&row->progress, &row->x, row->at[LNORM_X]);
+    lnorm_walk_on(walk, 1);
 }
 
-/* The m elements from the b-th on of row i. */
-INLINE void sum_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, ptrdiff_t n, RowSums *sums)
+INLINE void finish(Row *row, double *mean, double *rstd)
 {
-    add_to_stats(&group->progress, i, sums, get(&group->x, group->at[LNORM_X] + i * group->step[LNORM_X], b, m, 0), b,
-                 m, n);
-}
-
-INLINE void finish_group(Group *group, double *mean, double *rstd, int alike)
-{
-    if (group->rows == 1)
-        finish_stats(&group->s, &group->progress, &group->x, group->at[LNORM_X], 0, 1);
-    else if (group->rows == 4)
-        finish_stats(&group->s, &group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 4);
-    else if (group->rows)
-        finish_stats(&group->s, &group->progress, &group->x, group->at[LNORM_X], group->step[LNORM_X], 8);
-    group->alike = alike;
-    for (int i = 0; i < group->rows; i++) {
-        group->alike &= group->s.exponent[i] == 0 && !isnan(group->s.rstd[i]);
-        if (mean) {
-            mean[i] = group->s.mean[i];
-            rstd[i] = group->s.rstd[i];
-        }
+    finish_row(&row->s, &row->progress, &row->x, row->at[LNORM_X]);
+    if (mean) {
+        *mean = *row->s.mean;
+        *rstd = *row->s.rstd;
     }
 }
 
-/* The m elements from the b-th on of row i. Streamed, they begin and end with a line as far as the row allows it. */
-INLINE void write_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy,
-                      int streamed)
+/* The m elements from the b-th on. Streamed, they begin and end with a line as far as the row allows it. */
+INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, int streamed)
 {
-    const Stats *s = &group->s;
-    char *y = group->at[LNORM_Y] + i * group->step[LNORM_Y];
+    const Stats *s = &row->s;
+    char *y = row->at[LNORM_Y];
     streamed = streamed && vy->op->contiguous;
     if (streamed) {
         const ptrdiff_t over = (ptrdiff_t)((uintptr_t)y % LINE / T_SIZE), begin = b ? b - over : 0;
@@ -129,121 +151,84 @@ INLINE void write_row(Group *group, int i, ptrdiff_t b, ptrdiff_t m, View *vscal
         b = begin;
     }
     T *to = place(vy, y, b, 0);
-    const T *x = get(&group->x, group->at[LNORM_X] + i * group->step[LNORM_X], b, m, s->exponent[i]);
-    const T *scale = get(vscale, group->at[LNORM_SCALE] + i * group->step[LNORM_SCALE], b, m, 0);
-    const T *offset = get(voffset, group->at[LNORM_OFFSET] + i * group->step[LNORM_OFFSET], b, m, 0);
-    if (isnan(s->rstd[i]))
+    const T *x = get(&row->x, row->at[LNORM_X], b, m, *s->exponent);
+    const T *scale = get(vscale, row->at[LNORM_SCALE], b, m, 0);
+    const T *offset = get(voffset, row->at[LNORM_OFFSET], b, m, 0);
+    if (isnan(*s->rstd))
         fill(to, m, (T)NAN);
     else if (streamed)
-        affine_streamed(to, x, scale, offset, m, s, i);
+        affine_streamed(to, x, scale, offset, m, s);
     else
-        affine(to, 0, x, 0, scale, offset, m, s, i, 1);
+        affine(to, 0, x, 0, scale, offset, m, s, 0, 1);
     put(vy, y, b, m, 0);
 }
 
-/* The m elements from the b-th on of all rows. */
-INLINE void write_group(Group *group, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, int streamed)
-{
-    T *y = (T *)group->at[LNORM_Y] + b;
-    const T *x = (const T *)group->at[LNORM_X] + b;
-    const ptrdiff_t y_step = group->step[LNORM_Y] / T_SIZE, x_step = group->step[LNORM_X] / T_SIZE;
-    if (!group->alike) {
-        for (int i = 0; i < group->rows; i++)
-            write_row(group, i, b, m, vscale, voffset, vy, streamed);
-        return;
-    }
-    const T *scale = get(vscale, group->at[LNORM_SCALE], b, m, 0),
-            *offset = get(voffset, group->at[LNORM_OFFSET], b, m, 0);
-    if (group->rows == 1)
-        affine(y, 0, x, 0, scale, offset, m, &group->s, 0, 1);
-    else
-        for (int i = 0; i < group->rows; i += 4)
-            affine(y + i * y_step, y_step, x + i * x_step, x_step, scale, offset, m, &group->s, i, 4);
-}
-
-/* Whether the rows of a group may be written together. */
-INLINE int lie_alike(const lnorm_job *job)
-{
-    const int last = job->outer_ndim - 1;
-    return job->op[LNORM_X].contiguous && job->op[LNORM_Y].contiguous &&
-           (last < 0 || (job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0));
-}
-
-static NOINLINE void forward_in_caches(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
-{
-    const lnorm_job *job = walk->job;
-    const ptrdiff_t n = job->n;
-    const int alike = lie_alike(job);
-    Group group;
-    RowSums sums;
-    View vscale, voffset, vy;
-    view_of(&vscale, job, LNORM_SCALE);
-    view_of(&voffset, job, LNORM_OFFSET);
-    view_of(&vy, job, LNORM_Y);
-    view_of(&group.x, job, LNORM_X);
-    begin_group(&group, walk, last - first, ROWS);
-    while (group.rows) {
-        double *mean = job->mean ? job->mean + first : NULL, *rstd = job->mean ? job->rstd + first : NULL;
-        for (int i = 0; i < group.rows; i++)
-            for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK)
-                sum_row(&group, i, b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, n, &sums);
-        first += group.rows;
-        finish_group(&group, mean, rstd, alike);
-        const ptrdiff_t width = group.alike ? block_width(job) : LNORM_BLOCK;
-        for (ptrdiff_t b = 0; b < n; b += width)
-            write_group(&group, b, n - b < width ? n - b : width, &vscale, &voffset, &vy, 0);
-        begin_group(&group, walk, last - first, ROWS);
-    }
-}
-
 /* The block from element b on, if it stands side by side. */
-INLINE void fetch_block(const Group *group, ptrdiff_t b)
+INLINE void fetch_block(const Row *row, ptrdiff_t b)
 {
     for (ptrdiff_t l = 0; l < LNORM_BLOCK * T_SIZE; l += LINE)
-        PREFETCH(group->at[LNORM_X] + b * T_SIZE + l);
+        PREFETCH(row->at[LNORM_X] + b * T_SIZE + l);
 }
 
-/* A row is written while the next is summed, block by block, so that memory is never only read or only written. The last
-   block is written after the next row's mean and root have been asked for: nothing waits for those. */
-static NOINLINE void forward_around_caches(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
+/* Any rows. One is written while the next is summed, block by block, so that memory is never only read or only written. The
+   last block is written after the next row's mean and root have been asked for: nothing waits for those. */
+static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const lnorm_job *job = walk->job;
     const ptrdiff_t n = job->n, last_block = (n - 1) / LNORM_BLOCK * LNORM_BLOCK;
-    Group groups[3], *ready = &groups[0], *next = &groups[1], *after = &groups[2];
+    Row rows[3], *ready = &rows[0], *next = &rows[1], *after = &rows[2];
     View vscale, voffset, vy;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
     view_of(&vy, job, LNORM_Y);
     for (int i = 0; i < 3; i++)
-        view_of(&groups[i].x, job, LNORM_X);
-    ready->rows = 0;
-    begin_group(next, walk, last - first, 1);
-    while (next->rows + ready->rows) {
+        view_of(&rows[i].x, job, LNORM_X);
+    ready->exists = 0;
+    for (begin(next, walk, first < last); next->exists || ready->exists; first++) {
         RowSums sums;
-        if (next->rows) { /* the lines that a row shares with its neighbours are written through the caches */
+        if (next->exists) { /* the lines that a row shares with its neighbours are written through the caches */
             PREFETCH_TO_WRITE(next->at[LNORM_Y]);
             PREFETCH_TO_WRITE(next->at[LNORM_Y] + n * T_SIZE);
         }
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
-            if (next->rows) {
+            if (next->exists) {
                 fetch_block(next, b + m);
-                sum_row(next, 0, b, m, n, &sums);
+                add_to_stats(&next->progress, 0, &sums, get(&next->x, next->at[LNORM_X], b, m, 0), b, m, n);
             }
-            if (b && ready->rows)
-                write_row(ready, 0, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, 1);
+            if (b && ready->exists)
+                write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, job->stream);
         }
-        begin_group(after, walk, last - first - next->rows, 1);
-        finish_group(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, 0);
-        if (ready->rows)
-            write_row(ready, 0, last_block, n - last_block, &vscale, &voffset, &vy, 1);
-        first += next->rows;
-        Group *const free = ready;
+        begin(after, walk, first + 1 < last);
+        if (next->exists)
+            finish(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL);
+        if (ready->exists)
+            write_row(ready, last_block, n - last_block, &vscale, &voffset, &vy, job->stream);
+        Row *const free = ready;
         ready = next;
         next = after;
         after = free;
     }
-    FENCE(1);
+}
+
+/* Rows that may be taken together. */
+static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
+{
+    const ptrdiff_t width = block_width(walk->job);
+    const int most = walk->job->n <= LANES ? 16 : walk->job->n <= FEW ? 8 : 4;
+    while (first < last) {
+        const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
+        const int rows = left >= most ? most : left >= 4 ? 4 : 1;
+        const int done = rows == 16  ? forward_rows(walk, first, width, 16)
+                         : rows == 8 ? forward_rows(walk, first, width, 8)
+                         : rows == 4 ? forward_rows(walk, first, width, 4)
+                                     : forward_rows(walk, first, width, 1);
+        if (done)
+            lnorm_walk_on(walk, rows);
+        else
+            forward_one_by_one(walk, first, first + rows);
+        first += rows;
+    }
 }
 
 static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
@@ -251,7 +236,11 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk walk;
     lnorm_walk_to(&walk, job, first);
     if (!lies_in_columns(job)) {
-        (job->stream ? forward_around_caches : forward_in_caches)(&walk, first, last);
+        if (!job->stream && lie_alike(job))
+            forward_together(&walk, first, last);
+        else
+            forward_one_by_one(&walk, first, last);
+        FENCE(job->stream);
         return;
     }
     View vx, vscale, voffset;
@@ -263,7 +252,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
         const ptrdiff_t m = forward_columns(&walk, &vx, &vscale, &voffset, job->mean ? job->mean + first : NULL,
                                             job->mean ? job->rstd + first : NULL, most);
         if (m < 0)
-            forward_in_caches(&walk, first, first - m);
+            forward_one_by_one(&walk, first, first - m);
         else
             lnorm_walk_on(&walk, m);
         first += m < 0 ? -m : m;
@@ -272,18 +261,18 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
 }
 
 /* A long row that threads share; see kernels.h. */
-INLINE void long_row(Group *group, const lnorm_job *job, ptrdiff_t i)
+INLINE void long_row(Row *one, const lnorm_job *job, ptrdiff_t i)
 {
     lnorm_walk walk;
     lnorm_walk_to(&walk, job, i);
-    view_of(&group->x, job, LNORM_X);
-    begin_group(group, &walk, 1, 1);
+    view_of(&one->x, job, LNORM_X);
+    begin(one, &walk, 1);
 }
 
 static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums)
 {
-    Group group;
-    long_row(&group, job, i);
+    Row one;
+    long_row(&one, job, i);
     for (ptrdiff_t segment = first; segment < last; segment++) {
         const ptrdiff_t begin = segment * LNORM_SEGMENT, rest = job->n - begin;
         const ptrdiff_t end = rest < LNORM_SEGMENT ? job->n : begin + LNORM_SEGMENT;
@@ -291,8 +280,8 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
         for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
             const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
             Lanes lanes;
-            fetch_block(&group, b + m);
-            add_up(&lanes, get(&group.x, group.at[LNORM_X], b, m, 0), m, *group.progress.center);
+            fetch_block(&one, b + m);
+            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center);
             empty_lanes(&segment_sums, &lanes, b == begin);
         }
         memcpy((char *)sums + segment * LNORM_SUMS_BYTES, &segment_sums, sizeof segment_sums);
@@ -301,39 +290,39 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
 
 static void long_stats(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row)
 {
-    Group group;
+    Row one;
     Sums total = {0}, segment;
-    long_row(&group, job, i);
+    long_row(&one, job, i);
     for (ptrdiff_t k = 0; k < segments; k++) {
         memcpy(&segment, (const char *)sums + k * LNORM_SUMS_BYTES, sizeof segment);
         add_segment(&total, &segment, k == 0);
     }
-    *group.progress.total_d = total_of(&total.d);
-    *group.progress.total_d2 = total_of(&total.d2);
-    finish_group(&group, job->mean ? job->mean + i : NULL, job->mean ? job->rstd + i : NULL, 0);
-    row->center = *group.s.k;
-    row->rstd = *group.s.r;
-    row->mean_x = *group.s.c;
-    row->exponent = *group.s.exponent;
+    *one.progress.total_d = total_of(&total.d);
+    *one.progress.total_d2 = total_of(&total.d2);
+    finish(&one, job->mean ? job->mean + i : NULL, job->mean ? job->rstd + i : NULL);
+    row->center = *one.s.k;
+    row->rstd = *one.s.r;
+    row->mean_x = *one.s.c;
+    row->exponent = *one.s.exponent;
 }
 
 static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row)
 {
-    Group group;
+    Row one;
     View vscale, voffset, vy;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
     view_of(&vy, job, LNORM_Y);
-    long_row(&group, job, i);
-    *group.s.k = (T)row->center;
-    *group.s.r = (T)row->rstd;
-    *group.s.c = (T)row->mean_x;
-    *group.s.rstd = row->rstd;
-    *group.s.exponent = row->exponent;
+    long_row(&one, job, i);
+    *one.s.k = (T)row->center;
+    *one.s.r = (T)row->rstd;
+    *one.s.c = (T)row->mean_x;
+    *one.s.rstd = row->rstd;
+    *one.s.exponent = row->exponent;
     for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
         const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
-        fetch_block(&group, b + m);
-        write_row(&group, 0, b, m, &vscale, &voffset, &vy, job->stream);
+        fetch_block(&one, b + m);
+        write_row(&one, b, m, &vscale, &voffset, &vy, job->stream);
     }
     FENCE(job->stream);
 }

@@ -33,9 +33,9 @@ enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 /* What the sums of columns are of. */
 enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 
-/* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: eight of at most FEW
-   elements; four of at most TOGETHER, beyond which they leave the first-level cache; else one. */
-#define ROWS 8
+/* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: sixteen of at most LANES
+   elements, eight of at most FEW, four of at most TOGETHER, beyond which they leave the first-level cache; else one. */
+#define ROWS 16
 #define FEW 256
 #define TOGETHER 2048
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */

@@ -204,14 +204,11 @@ INLINE const Sums *sums_of_row(const RowSums *sums, ptrdiff_t n)
 
 INLINE int is_short(ptrdiff_t n) { return T_SIZE == 4 && 1 < n && n <= SHORT; }
 
-INLINE void add_wide_squares(D *sum, D *sum2, V v)
+INLINE void add_wide_squares(D *sum, D *sum2, const T *x)
 {
-    D wide[PARTS];
-    widen(wide, v);
-    for (int i = 0; i < PARTS; i++) {
-        sum[i] += wide[i];
-        sum2[i] += wide[i] * wide[i];
-    }
+    const D wide = load_wide(x);
+    *sum += wide;
+    *sum2 = square_and_add(wide, *sum2);
 }
 
 #if T_SIZE == 4
@@ -223,10 +220,20 @@ INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
     for (int i = 0; i < DU; i++)
         sum[i] = sum2[i] = (D){0};
     for (; j + LANES <= n; j += LANES)
-        for (int u = 0; u < U; u++)
-            add_wide_squares(sum + u * PARTS, sum2 + u * PARTS, load(x + j + u * W));
-    for (int u = 0; u < U && j + u * W < n; u++)
-        add_wide_squares(sum + u * PARTS, sum2 + u * PARTS, load_end(x + j, u, n - j, 0));
+        for (int i = 0; i < DU; i++)
+            add_wide_squares(&sum[i], &sum2[i], x + j + i * DW);
+    UNROLL for (int i = 0; i < DU; i++)
+    {
+        const ptrdiff_t at = j + i * DW;
+        T padded[DW];
+        if (at + DW <= n) {
+            add_wide_squares(&sum[i], &sum2[i], x + at);
+        } else if (at < n) {
+            for (int l = 0; l < DW; l++)
+                padded[l] = at + l < n ? x[at + l] : 0;
+            add_wide_squares(&sum[i], &sum2[i], padded);
+        }
+    }
     total->sum = fold_registers(sum);
     total2->sum = fold_registers(sum2);
 }
@@ -247,10 +254,11 @@ typedef struct {
 INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const T *center, int rows, ptrdiff_t n,
                       double epsilon, double far)
 {
+    const double share = 1.0 / (double)n;
     int64_t states = 0;
     for (int i = 0; i < rows; i += DW) {
         const D about = load_wide(center + i);
-        const D delta = *(const D *)(sum_d + i) / (double)n, var = *(const D *)(sum_d2 + i) / (double)n - delta * delta;
+        const D delta = *(const D *)(sum_d + i) * share, var = *(const D *)(sum_d2 + i) * share - delta * delta;
         const D spread = only_where(WHERE(var > 0), var) + epsilon;
         const D rstd = only_where(WHERE(spread > 0), 1 / square_root(spread));
         store_narrow(s->k + i, about + delta);
@@ -348,17 +356,14 @@ typedef struct {
     Total total_d[ROWS], total_d2[ROWS] __attribute__((aligned(LINE)));
 } Progress;
 
-INLINE void begin_stats(Progress *progress, View *vx, const char *row, ptrdiff_t stride, int rows)
+INLINE void begin_stats(Progress *progress, const T *const *first, ptrdiff_t n, int rows)
 {
-    const ptrdiff_t n = vx->job->n;
-    const T *first[ROWS];
-    if (is_short(n)) {
+    if (is_short(n))
         fill(progress->center, ROWS, 0);
-        return;
-    }
+    else
+        means_of_first(progress->center, first, n, rows);
     for (int i = 0; i < rows; i++)
-        first[i] = get(vx, row + i * stride, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
-    means_of_first(progress->center, first, n, rows);
+        progress->total_d[i] = progress->total_d2[i] = (Total){0};
 }
 
 /* The m elements from the b-th on of row i; sums is for as long as the row lasts. */
@@ -379,26 +384,40 @@ INLINE void add_to_stats(Progress *progress, int i, RowSums *sums, const T *x, p
     }
 }
 
-INLINE void finish_stats(Stats *s, const Progress *progress, View *vx, const char *row, ptrdiff_t stride, int rows)
+INLINE int64_t settle_rows(Stats *s, const Progress *progress, ptrdiff_t n, double epsilon, int rows)
 {
     double d[ROWS], d2[ROWS];
     values_of(d, progress->total_d, rows);
     values_of(d2, progress->total_d2, rows);
-    settle_all(s, d, d2, progress->center, rows, rows, is_short(vx->job->n) ? FAR_SHORT : 1, vx, row, stride);
+    return settle(s, d, d2, progress->center, rows, n, epsilon, is_short(n) ? FAR_SHORT : 1);
 }
 
-/* All of it for one row. */
+/* One row alone, wherever its elements are: begin_row, then its blocks in order, then finish_row. */
+INLINE void begin_row(Progress *progress, View *vx, const char *row)
+{
+    const ptrdiff_t n = vx->job->n;
+    const T *first = get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
+    begin_stats(progress, &first, n, 1);
+}
+
+INLINE void finish_row(Stats *s, const Progress *progress, View *vx, const char *row)
+{
+    *s->exponent = 0;
+    if (settle_rows(s, progress, vx->job->n, vx->job->epsilon, 1) != SETTLED)
+        settle_slowly(s, 0, vx, row);
+}
+
 INLINE void stats_of(Stats *s, View *vx, const char *row)
 {
     const ptrdiff_t n = vx->job->n;
-    Progress progress = {0};
+    Progress progress;
     RowSums sums;
-    begin_stats(&progress, vx, row, 0, 1);
+    begin_row(&progress, vx, row);
     ptrdiff_t b = 0;
     do {
         const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
         add_to_stats(&progress, 0, &sums, get(vx, row, b, m, 0), b, m, n);
         b += m;
     } while (b < n);
-    finish_stats(s, &progress, vx, row, 0, 1);
+    finish_row(s, &progress, vx, row);
 }

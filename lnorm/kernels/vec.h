@@ -45,7 +45,9 @@ INLINE void widen(D *wide, V v)
 /* DW elements of T as doubles, and doubles rounded to T. */
 INLINE D load_wide(const T *p)
 {
-#if BYTES
+#if defined(LNORM_X86) && BYTES == 64 && T_SIZE == 4 /* gcc takes four instructions for one */
+    return (D)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif BYTES
     typedef T Few __attribute__((vector_size(BYTES / 8 * T_SIZE), aligned(T_SIZE), may_alias));
     return __builtin_convertvector(*(const Few *)p, D);
 #else
@@ -85,6 +87,16 @@ INLINE D square_root(D v)
     return v;
 #else
     return sqrt(v);
+#endif
+}
+
+/* v² + sum for a v whose square is exact, so that a fused multiplication and addition gives the same bits. */
+INLINE D square_and_add(D v, D sum)
+{
+#if defined(LNORM_X86) && BYTES == 64
+    return (D)_mm512_fmadd_pd((__m512d)v, (__m512d)v, (__m512d)sum);
+#else
+    return v * v + sum;
 #endif
 }
 
