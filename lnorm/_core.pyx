@@ -271,13 +271,16 @@ cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
 # both ways take the same time.)
 cdef enum:
     STREAM_BYTES = 16 << 20
-    STREAM_ROW_BYTES = 1 << 10  # the ends of a row, parts of a cache line, are not streamed
+    STREAM_RUN_BYTES = 1 << 10  # the ends of what stands side by side, parts of a cache line, are not streamed
 
 
-cdef inline bint streams(const lnorm_job *job, int typenum, int arrays) noexcept nogil:
-    """Whether the result of a job over one outer dimension, which reads and writes so many arrays, goes around the caches."""
-    cdef ptrdiff_t row = job.n * (4 if typenum == cnp.NPY_FLOAT32 else 8)
-    return row >= STREAM_ROW_BYTES and arrays * row * job.outer_shape[0] > STREAM_BYTES
+cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize) noexcept nogil:
+    """Whether the result of a job that reads and writes so many bytes goes around the caches."""
+    cdef ptrdiff_t run = job.n
+    cdef int last = job.outer_ndim - 1
+    if last >= 0 and job.op[<int>LNORM_Y].outer[last] == itemsize:  # columns: observations stand side by side
+        run = job.outer_shape[last]
+    return bytes > STREAM_BYTES and run * itemsize >= STREAM_RUN_BYTES
 
 
 cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
@@ -425,7 +428,7 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = 2 * cnp.PyArray_NBYTES(x) > STREAM_BYTES and job.n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
+        job.stream = streams(&job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
 
 
@@ -581,7 +584,7 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     if mean is not None:
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
-    job.stream = 3 * cnp.PyArray_NBYTES(x) > STREAM_BYTES and job.n * cnp.PyArray_ITEMSIZE(x) >= STREAM_ROW_BYTES
+    job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
     run_backward(&job, cnp.PyArray_TYPE(x), cnp.PyArray_SIZE(x) // job.n, groups, grad_size,
                  NULL if dscale is None else cnp.PyArray_DATA(dscale),
                  NULL if doffset is None else cnp.PyArray_DATA(doffset))
@@ -773,12 +776,14 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             if out is None:
                 out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
             set_plain(&job, x, epsilon)
-            job.stream = cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and streams(&job, typenum, 2)
             set_operand(&job, LNORM_X, x, typenum, False)
             set_operand(&job, LNORM_SCALE, scale, typenum, True)
             set_operand(&job, LNORM_OFFSET, offset, typenum, True)
             set_operand(&job, LNORM_Y, out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 0)
+            job.stream = cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and streams(
+                &job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x)
+            )
             run_forward(&job, kernels_of(typenum), job.outer_shape[0])
             return out
     return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)
@@ -865,12 +870,12 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
             set_plain(&job, x, epsilon)
             if mean is not None:
                 job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)
-            job.stream = streams(&job, typenum, 3)
             set_operand(&job, LNORM_X, x, typenum, False)
             set_operand(&job, LNORM_SCALE, scale, typenum, True)
             set_operand(&job, LNORM_DY, dy, typenum, False)
             set_operand(&job, LNORM_DX, out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 1)
+            job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
             if not param_grads:
                 run_backward(&job, typenum, job.outer_shape[0], 1, n, NULL, NULL)
                 return out, None, None

@@ -165,6 +165,8 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
     for (ptrdiff_t j = 0; from == tile && j < n; j++) {
         const T *from = (const T *)(x + j * x_stride);
         T *to = tile + j * width;
+        for (int i = 0; i < width * T_SIZE; i += LINE)
+            PREFETCH((const char *)(from + width) + i);
         if (m == width)
             for (int i = 0; i < registers; i++)
                 store(to + i * W, load(from + i * W));
