@@ -129,7 +129,7 @@ static NOINLINE int sum_tile(const lnorm_job *job, const lnorm_walk *walk, ptrdi
         T k[W], r[W];
         Stats s;
         if (!job->mean)
-            stats_of_columns(&s, at.x, at.x_step, vx, (const char *)at.x, W);
+            stats_of_columns(&s, at.x, at.x_step, vx, (const char *)at.x, 0, W);
         for (int l = 0; l < W; l++) {
             if (job->mean)
                 standardize(job, first + i + l, vx, (const char *)(at.x + l), &row[l]);

@@ -1,12 +1,13 @@
 /* Rows across memory: their elements are far apart, while observations stand side by side (channels first). A register
    holds the same element of W observations, and each lane of a sum is a register: the additions of stats.h and the
    formula of forward.h, in the same order, for W rows at once. A tile of observations, one cache line or
-   four, is first brought together, so that memory is read once and in runs: planes that lie a power of two apart push each
-   other out of the caches. */
+   four, is taken at a time. Planes that lie a power of two apart push each other out of the caches: those are first brought
+   together. */
 
 #define NARROW (LINE / T_SIZE) /* observations in a tile */
 #define TILE (4 * NARROW)
 #define TILE_BYTES (1 << 16)
+#define ROOM (1 << 20) /* bytes of a tile that is read where it lies: half a second-level cache */
 
 /* W observations: where the elements are that a sum takes, and what it needs to know. */
 typedef struct {
@@ -123,8 +124,8 @@ INLINE void sum_columns(double (*sums)[GROUP], const Columns *at, int what)
 #endif
 }
 
-/* The statistics of W observations, the first `real` of which there are. */
-INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, const char *row, int real)
+/* The statistics of W observations, of which those from begin to end - 1 matter. */
+INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, const char *row, int begin, int end)
 {
     Columns at = {.x = x, .x_step = step, .n = vx->job->n};
     double sums[2][GROUP], far = 1;
@@ -140,50 +141,47 @@ INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, con
         at.center = load(center);
         sum_columns(sums, &at, ALL);
     }
-    settle_all(s, sums[0], sums[1], center, W, real, far, vx, row, T_SIZE);
+    settle_all(s, sums[0], sums[1], center, W, begin, end, far, vx, row, T_SIZE);
 }
 
-/* y of m observations, at most `registers` full of them. False, and nothing is written, if one of them is not finite or near
-   the limits of its type. */
+/* Whether the elements of an observation find room in the caches where they are, beside those of the next tile. */
+INLINE int is_roomy(const lnorm_job *job) { return job->op[LNORM_X].inner[0] % 4096 != 0; }
+
+/* y of m observations, those from the skip-th on of so many registers full of them; the others are there to be read. False,
+   and nothing is written, if one of the m is not finite or near the limits of its type. */
 INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *voffset, double *mean, double *rstd,
-                        int m, int registers)
+                        int skip, int m, int registers)
 {
     const lnorm_job *job = walk->job;
     const ptrdiff_t n = job->n, x_stride = job->op[LNORM_X].inner[0], y_stride = job->op[LNORM_Y].inner[0];
     const int width = registers * W, streamed = job->stream && m == width && y_stride % LINE == 0;
-    const int roomy = x_stride % 4096 != 0; /* the caches have room for the next tile too */
-    const char *x = walk->at[LNORM_X];
-    char *y = walk->at[LNORM_Y];
+    const int roomy = is_roomy(job);
+    const char *x = walk->at[LNORM_X] - skip * T_SIZE;
+    char *y = walk->at[LNORM_Y] - skip * T_SIZE;
     T tile[TILE_BYTES / T_SIZE] __attribute__((aligned(LINE)));
     V k[TILE / W], r[TILE / W], c[TILE / W];
-    const T *from = tile;
-    ptrdiff_t stride = width;
-    if (roomy && m == width) {
-        from = (const T *)x;
-        stride = x_stride / T_SIZE;
-    }
-    for (ptrdiff_t j = 0; from == tile && j < n; j++) {
-        const T *from = (const T *)(x + j * x_stride);
-        T *to = tile + j * width;
-        for (int i = 0; i < width * T_SIZE; i += LINE)
-            PREFETCH((const char *)(from + width) + i);
-        if (m == width)
-            for (int i = 0; i < registers; i++)
-                store(to + i * W, load(from + i * W));
-        else
-            for (int i = 0; i < width; i++)
-                to[i] = from[i < m ? i : 0];
+    const T *from = (const T *)x;
+    ptrdiff_t stride = x_stride / T_SIZE;
+    if (!roomy && n * width * T_SIZE <= TILE_BYTES) {
+        from = tile;
+        stride = width;
+        for (ptrdiff_t j = 0; j < n; j++)
+            for (int i = 0; i < width; i += NARROW) {
+                PREFETCH((const T *)(x + j * x_stride) + width + i);
+                for (int w = i; w < i + NARROW; w += W)
+                    store(tile + j * width + w, load((const T *)(x + j * x_stride) + w));
+            }
     }
     for (int i = 0; i < registers; i++) {
         Stats s;
-        const int at = i * W, real = m - at < W ? (m > at ? m - at : 0) : W;
-        stats_of_columns(&s, from + at, stride, vx, x + at * T_SIZE, real);
-        for (int l = 0; l < real; l++) {
+        const int at = i * W, begin = skip > at ? skip - at : 0, end = skip + m - at < W ? skip + m - at : W;
+        stats_of_columns(&s, from + at, stride, vx, x + at * T_SIZE, begin, end);
+        for (int l = begin; l < end; l++) {
             if (s.exponent[l] || isnan(s.rstd[l]))
                 return 0;
             if (mean) {
-                mean[at + l] = s.mean[l];
-                rstd[at + l] = s.rstd[l];
+                mean[at + l - skip] = s.mean[l];
+                rstd[at + l - skip] = s.rstd[l];
             }
         }
         k[i] = load(s.k);
@@ -197,7 +195,7 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
         const T *offset = get(voffset, walk->at[LNORM_OFFSET], b, end - b, 0);
         for (ptrdiff_t j = b; j < end; j++) {
             const V g = SPLAT(scale[j - b]), o = SPLAT(offset[j - b]);
-            T *to = (T *)(y + j * y_stride), last[W];
+            T *to = (T *)(y + j * y_stride);
             if (roomy)
                 for (int i = 0; i < width * T_SIZE; i += LINE) {
                     PREFETCH(x + j * x_stride + width * T_SIZE + i);
@@ -208,12 +206,12 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
                 const V v = XHAT(load(from + j * stride + i * W), k[i], r[i], c[i]) * g + o;
                 if (aligned)
                     stream_to(to + i * W, v);
-                else if (m >= (i + 1) * W)
+                else if (m == width)
                     store(to + i * W, v);
                 else {
-                    store(last, v);
-                    for (int l = 0; l < m - i * W; l++)
-                        to[i * W + l] = last[l];
+                    const int begin = skip > i * W ? skip - i * W : 0,
+                              end = skip + m - i * W < W ? skip + m - i * W : W;
+                    store_part(to + i * W, v, begin, end);
                 }
             }
         }
@@ -224,22 +222,22 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
 static NOINLINE int forward_wide_tile(const lnorm_walk *walk, View *vx, View *vscale, View *voffset, double *mean,
                                       double *rstd)
 {
-    return forward_tile(walk, vx, vscale, voffset, mean, rstd, TILE, TILE / W);
+    return forward_tile(walk, vx, vscale, voffset, mean, rstd, 0, TILE, TILE / W);
 }
 
 static NOINLINE int forward_narrow_tile(const lnorm_walk *walk, View *vx, View *vscale, View *voffset, double *mean,
-                                        double *rstd, int m)
+                                        double *rstd, int skip, int m)
 {
-    return forward_tile(walk, vx, vscale, voffset, mean, rstd, m, NARROW / W);
+    return forward_tile(walk, vx, vscale, voffset, mean, rstd, skip, m, NARROW / W);
 }
 
 /* Whether the observations of a job can be taken as columns, wherever they begin. */
 INLINE int lies_in_columns(const lnorm_job *job)
 {
     const int last = job->outer_ndim - 1;
-    return last >= 0 && job->inner_ndim == 1 && job->n * LINE <= TILE_BYTES && job->op[LNORM_X].outer[last] == T_SIZE &&
-           job->op[LNORM_Y].outer[last] == T_SIZE && job->op[LNORM_SCALE].outer[last] == 0 &&
-           job->op[LNORM_OFFSET].outer[last] == 0;
+    return last >= 0 && job->inner_ndim == 1 && job->outer_shape[last] >= NARROW &&
+           job->op[LNORM_X].outer[last] == T_SIZE && job->op[LNORM_Y].outer[last] == T_SIZE &&
+           job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0;
 }
 
 /* The next tile of at most m observations: how many were written, or the negative of how many have to be taken one by one. */
@@ -251,10 +249,12 @@ INLINE int forward_columns(const lnorm_walk *walk, View *vx, View *vscale, View 
     int m = (int)(most < NARROW ? most : NARROW), done;
     if (head)
         m = head < most ? (int)head : m;
-    if (m == NARROW && most >= TILE && job->n * TILE * T_SIZE <= TILE_BYTES) {
+    if (m == NARROW && most >= TILE && job->n * TILE * T_SIZE <= (is_roomy(job) ? ROOM : TILE_BYTES)) {
         m = TILE;
         done = forward_wide_tile(walk, vx, vscale, voffset, mean, rstd);
-    } else
-        done = forward_narrow_tile(walk, vx, vscale, voffset, mean, rstd, m);
+    } else {
+        const ptrdiff_t left = lnorm_walk_left(walk);
+        done = forward_narrow_tile(walk, vx, vscale, voffset, mean, rstd, left < NARROW ? (int)(NARROW - left) : 0, m);
+    }
     return done ? m : -m;
 }

@@ -58,6 +58,7 @@
 #define gather NAME(gather)
 #define get NAME(get)
 #define gradient_lies_in_columns NAME(gradient_lies_in_columns)
+#define is_roomy NAME(is_roomy)
 #define is_short NAME(is_short)
 #define lie_alike NAME(lie_alike)
 #define lies_in_columns NAME(lies_in_columns)
