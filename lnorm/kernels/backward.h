@@ -48,7 +48,8 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
                      lnorm_row *row, int rows)
 {
     const ptrdiff_t n = job->n;
-    Total total_x[ROWS] = {0}, total_g[ROWS] = {0}, total_gx[ROWS] = {0};
+    const double share = 1.0 / (double)n;
+    Total total_x[4] = {0}, total_g[4] = {0}, total_gx[4] = {0};
     double sum_x[ROWS], sum_g[ROWS], sum_gx[ROWS];
     for (int i = 0; i < rows; i++, lnorm_walk_on(walk, 1)) {
         standardize(job, first + i, vx, walk->at[LNORM_X], &row[i]);
@@ -94,9 +95,9 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
     values_of(sum_g, total_g, rows);
     values_of(sum_gx, total_gx, rows);
     for (int i = 0; i < rows; i++) {
-        row[i].mean_x = sum_x[i] / (double)n;
-        row[i].mean_g = sum_g[i] / (double)n;
-        row[i].mean_gx = sum_gx[i] / (double)n - row[i].mean_x * row[i].mean_g;
+        row[i].mean_x = sum_x[i] * share;
+        row[i].mean_g = sum_g[i] * share;
+        row[i].mean_gx = sum_gx[i] * share - row[i].mean_x * row[i].mean_g;
     }
 }
 
@@ -113,7 +114,7 @@ INLINE int gradient_lies_in_columns(const lnorm_job *job)
 static NOINLINE int sum_tile(const lnorm_job *job, const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
                              lnorm_row *row)
 {
-    const double n = (double)job->n;
+    const double share = 1.0 / (double)job->n;
     Columns at = {.x = (const T *)walk->at[LNORM_X],
                   .dy = (const T *)walk->at[LNORM_DY],
                   .scale = get(vscale, walk->at[LNORM_SCALE], 0, job->n, 0),
@@ -144,9 +145,9 @@ static NOINLINE int sum_tile(const lnorm_job *job, const lnorm_walk *walk, ptrdi
         at.rstd = load(r);
         sum_columns(sums, &at, BACKWARD);
         for (int l = 0; l < W; l++) {
-            row[l].mean_x = sums[0][l] / n;
-            row[l].mean_g = sums[1][l] / n;
-            row[l].mean_gx = sums[2][l] / n - row[l].mean_x * row[l].mean_g;
+            row[l].mean_x = sums[0][l] * share;
+            row[l].mean_g = sums[1][l] * share;
+            row[l].mean_gx = sums[2][l] * share - row[l].mean_x * row[l].mean_g;
         }
     }
     return 1;
