@@ -7,7 +7,6 @@
 #define NARROW (LINE / T_SIZE) /* observations in a tile */
 #define TILE (4 * NARROW)
 #define TILE_BYTES (1 << 16)
-#define ROOM (1 << 20) /* bytes of a tile that is read where it lies: half a second-level cache */
 
 /* W observations: where the elements are that a sum takes, and what it needs to know. */
 typedef struct {

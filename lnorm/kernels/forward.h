@@ -59,12 +59,12 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
         store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), end > j ? end - j : 0, W);
 }
 
-/* Some rows side by side in x and y, with the same scale and offset, their statistics and then their results together.
-   False, and nothing is written, if one of them needs more than a first pass. */
-INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows)
+/* Some rows side by side in x and y, with the same scale and offset: their statistics together, then the results of so many
+   together. False, and nothing is written, if one of them needs more than a first pass. */
+INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int together)
 {
     const lnorm_job *job = walk->job;
-    const int last = job->outer_ndim - 1, together = rows < 4 ? rows : 4;
+    const int last = job->outer_ndim - 1;
     const ptrdiff_t n = job->n;
     const ptrdiff_t x_step = last < 0 ? 0 : job->op[LNORM_X].outer[last] / T_SIZE;
     const ptrdiff_t y_step = last < 0 ? 0 : job->op[LNORM_Y].outer[last] / T_SIZE;
@@ -211,18 +211,21 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
     }
 }
 
-/* Rows that may be taken together. */
+/* Rows that may be taken together. Those that begin at the same place of a line share scale and offset in registers while
+   they are near; farther away, one stream is read and written faster than four. */
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
-    const ptrdiff_t width = block_width(walk->job);
-    const int most = walk->job->n <= LANES ? 16 : walk->job->n <= FEW ? 8 : 4;
+    const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
+    const int most = n <= LANES ? 16 : n <= FEW ? 8 : 4;
+    const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     while (first < last) {
         const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
         const int rows = left >= most ? most : left >= 4 ? 4 : 1;
-        const int done = rows == 16  ? forward_rows(walk, first, width, 16)
-                         : rows == 8 ? forward_rows(walk, first, width, 8)
-                         : rows == 4 ? forward_rows(walk, first, width, 4)
-                                     : forward_rows(walk, first, width, 1);
+        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 1)
+                         : rows == 8 ? forward_rows(walk, first, width, 8, 1)
+                         : rows == 1 ? forward_rows(walk, first, width, 1, 1)
+                         : share     ? forward_rows(walk, first, width, 4, 4)
+                                     : forward_rows(walk, first, width, 4, 1);
         if (done)
             lnorm_walk_on(walk, rows);
         else

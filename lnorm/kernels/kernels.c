@@ -38,6 +38,7 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 #define ROWS 16
 #define FEW 256
 #define TOGETHER 2048
+#define ROOM (1 << 20)              /* bytes of x that find room in the second level, beside as many of y */
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
 
 /* Elements of a short row; see stats.h. */
