@@ -103,7 +103,7 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
 INLINE int lie_alike(const lnorm_job *job)
 {
     const int last = job->outer_ndim - 1;
-    return job->n <= TOGETHER && job->op[LNORM_X].contiguous && job->op[LNORM_Y].contiguous &&
+    return job->op[LNORM_X].contiguous && job->op[LNORM_Y].contiguous &&
            (last < 0 || (job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0)) &&
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block) &&
            (job->op[LNORM_OFFSET].contiguous || job->op[LNORM_OFFSET].block);
@@ -193,7 +193,8 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
             if (next->exists) {
-                fetch_block(next, b + m);
+                if (job->stream)
+                    fetch_block(next, b + m);
                 add_to_stats(&next->progress, 0, &sums, get(&next->x, next->at[LNORM_X], b, m, 0), b, m, n);
             }
             if (b && ready->exists)
@@ -216,7 +217,7 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
-    const int most = n <= LANES ? 16 : n <= FEW ? 8 : 4;
+    const int most = n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     while (first < last) {
         const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
