@@ -237,7 +237,10 @@ def test_given_statistics_change_no_bit_of_what_does_not_need_them(case):
     assert bits(plain[2]) == bits(lnorm.layer_norm_backward(dy, x, scale)[2])
 
 
-@pytest.mark.parametrize("shape, axis", [((1531, 768), -1), ((3, 70_001), -1), ((2, 67, 96, 97), 1)])
+@pytest.mark.parametrize(
+    "shape, axis",
+    [((1531, 768), -1), ((3, 70_001), -1), ((2, 67, 96, 97), 1), ((1500, 333), 0), ((2, 2100, 4096), 1)],
+)
 def test_rows_of_a_large_array_have_the_bits_of_the_row_alone(shape, axis, dtype):
     """Large arrays take streaming stores, threads and tiles of columns."""
     x = rng_for("large", shape).standard_normal(shape, np.float32).astype(dtype)
@@ -245,6 +248,25 @@ def test_rows_of_a_large_array_have_the_bits_of_the_row_alone(shape, axis, dtype
     rows = np.moveaxis(x, axis, -1).reshape(-1, shape[axis])
     for i in {0, 1, 2, len(rows) // 2, len(rows) - 2, len(rows) - 1}:
         assert bits(y[i]) == bits(lnorm.layer_norm(rows[i].copy()))
+
+
+@pytest.mark.parametrize("stride", [96, 1024])
+@pytest.mark.parametrize("columns", [15, 16, 17, 61, 80])
+@pytest.mark.parametrize("n", [3, 33, 300, 1100])
+def test_columns_in_place_leave_their_neighbours_alone(n, columns, stride, dtype):
+    """The last tile of a run of columns reads some before it, which are already written."""
+    memory = rng_for(n, columns).standard_normal((n, stride)).astype(dtype)
+    memory[n // 2, 9] = np.nan
+    before = memory.copy()
+    x = memory[:, 5 : 5 + columns]
+    expected = [lnorm.layer_norm(column.copy(), return_stats=True) for column in x.T]
+    _, mean, rstd = lnorm.layer_norm(x, axis=0, out=x, return_stats=True)
+    assert bits(*np.array([y for y, _, _ in expected])) == bits(*x.T)
+    assert bits(mean, rstd) == bits(
+        np.array([m for _, m, _ in expected]).T, np.array([r for _, _, r in expected]).T
+    )
+    x[:] = before[:, 5 : 5 + columns]
+    assert bits(memory) == bits(before)
 
 
 @pytest.mark.parametrize("n", [256, 300, 771, 1025, 5000])
