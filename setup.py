@@ -18,7 +18,10 @@ UNIX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidde
 
 
 class BuildExt(build_ext):
-    """Flags for the compiler at hand, and OpenMP where it links (LNORM_OPENMP=0 leaves it out)."""
+    """Flags for the compiler at hand, and OpenMP where it links (LNORM_OPENMP=0 leaves it out).
+
+    LNORM_SANITIZE=address,undefined builds with those sanitizers, for tests/trials/sanitizers.py.
+    """
 
     def build_extensions(self):
         flags, link = (
@@ -26,9 +29,13 @@ class BuildExt(build_ext):
         )
         if os.environ.get("LNORM_WERROR", "0") != "0":
             flags = [*flags, "-Wall", "-Wextra", "-Werror"]
+        if sanitize := os.environ.get("LNORM_SANITIZE"):
+            sanitizers = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"]
+            flags = [*flags, *sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer"]
+            link = [*link, *sanitizers]
         for compile_flags, link_flags in self.openmp_flags():
             if self.links(compile_flags, link_flags):
-                flags, link = flags + compile_flags, link_flags
+                flags, link = flags + compile_flags, link + link_flags
                 break
         else:
             print("lnorm: building without OpenMP, every call will use one thread", file=sys.stderr)
