@@ -127,7 +127,7 @@ INLINE void sum_columns(double (*sums)[GROUP], const Columns *at, int what)
 INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, const char *row, int begin, int end)
 {
     Columns at = {.x = x, .x_step = step, .n = vx->job->n};
-    double sums[2][GROUP], far = 1;
+    double sums[2][GROUP], far = FAR;
     T center[GROUP] = {0};
     at.center = load(center);
     if (is_short(at.n)) {
