@@ -70,7 +70,7 @@ def test_statistics_are_float64_and_as_exact_as_y(name, n, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("epsilon", [0, 1e-5])
+@pytest.mark.parametrize("epsilon", [0, 1e-5, 1e-30, 1e-300])
 @pytest.mark.parametrize("value", [0, -0.1, 1 / 3, 40001, -1e7, 1e-40, 3.4e38])
 @pytest.mark.parametrize("n", WIDTHS)
 def test_a_constant_row_is_exactly_the_offset(n, value, epsilon, dtype):
@@ -79,8 +79,32 @@ def test_a_constant_row_is_exactly_the_offset(n, value, epsilon, dtype):
     y, mean, rstd = lnorm.layer_norm(x, scale, offset, epsilon=epsilon, return_stats=True)
     np.testing.assert_array_equal(y, [offset, offset], strict=True)
     np.testing.assert_array_equal(mean, x[:, :1].astype(np.float64), strict=True)
-    if epsilon == 0:
-        np.testing.assert_array_equal(rstd, np.zeros((2, 1)), strict=True)
+    exact = 0 if epsilon == 0 else 1 / np.sqrt(epsilon)
+    np.testing.assert_array_max_ulp(rstd, np.full((2, 1), exact), maxulp=1)
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "magnitude, epsilon",
+    [
+        (1, 1e-30),
+        (1, 1e-300),
+        (1e30, 1e-30),
+        (1e-30, 1e-300),
+        (1e-310, 1e-300),
+        (1e10, 1e60),
+        (1e11, 1e80),
+        (1e30, 1e90),
+    ],
+)
+@pytest.mark.parametrize("n", [5, 97, 1025])
+def test_forward_is_within_4_eps_at_any_epsilon(n, magnitude, epsilon, dtype):
+    if magnitude < np.finfo(dtype).smallest_subnormal:
+        pytest.skip("all zeros")
+    x = (rng_for("epsilon", n).standard_normal((3, n)) * magnitude).astype(dtype)
+    assert worst_forward_error(lnorm.layer_norm(x, epsilon=epsilon), x, epsilon=epsilon) <= BOUND["y"]
+    columns = lnorm.layer_norm(np.ascontiguousarray(x.T), axis=0, epsilon=epsilon)
+    np.testing.assert_array_equal(columns.T, lnorm.layer_norm(x, epsilon=epsilon))
 
 
 @dtypes

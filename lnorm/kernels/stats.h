@@ -274,29 +274,31 @@ INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const
         *(D *)(s->mean + i) = k + left;
         *(D *)(s->rstd + i) = rstd;
         *(I *)(s->state + i) = (WHERE(delta * delta > far * var) & FAR_FROM_MEAN) |
-                               (~(WHERE(spread > SAFE_SQUARE) & WHERE(var < 1 / SAFE_SQUARE)) & OUT_OF_RANGE);
+                               (~(WHERE(spread > SAFE_SQUARE) & WHERE(var + epsilon < 1 / SAFE_SQUARE)) & OUT_OF_RANGE);
     }
     for (int i = 0; i < rows; i++)
         states |= s->state[i];
     return states;
 }
 
-/* The exponent that brings the row's largest magnitude to [1/2, 1); 0 for a row of zeros. False if an element is not
-   finite. */
-static NOINLINE int scale_to_one(View *vx, const char *row, int *exponent)
+/* The exponent that brings the row's largest magnitude to [1/2, 1), 0 for a row of zeros, and whether all elements are
+   equal. False if an element is not finite. */
+static NOINLINE int scale_to_one(View *vx, const char *row, int *exponent, int *constant)
 {
-    double largest = 0;
+    double low = INFINITY, high = -INFINITY;
     for (ptrdiff_t i = 0; i < vx->job->n; i += LNORM_BLOCK) {
         const ptrdiff_t m = vx->job->n - i < LNORM_BLOCK ? vx->job->n - i : LNORM_BLOCK;
         const T *x = get(vx, row, i, m, 0);
         for (ptrdiff_t j = 0; j < m; j++) {
             if (!isfinite(x[j]))
                 return 0;
-            largest = fabs((double)x[j]) > largest ? fabs((double)x[j]) : largest;
+            low = x[j] < low ? x[j] : low;
+            high = x[j] > high ? x[j] : high;
         }
     }
-    frexp(largest, exponent);
+    frexp(-low > high ? low : high, exponent);
     *exponent = -*exponent;
+    *constant = low == high;
     return 1;
 }
 
@@ -305,7 +307,7 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
 {
     const ptrdiff_t n = vx->job->n;
     Stats s;
-    int exponent = 0, finite = 1;
+    int exponent = 0, finite = 1, constant = 0;
     for (int scaled = 0;; scaled = 1) {
         const double epsilon = ldexp(vx->job->epsilon, 2 * exponent);
         const T *first = get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, exponent);
@@ -331,9 +333,20 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
         }
         if (scaled || state == SETTLED)
             break;
-        finite = scale_to_one(vx, row, &exponent);
-        if (!finite)
+        finite = scale_to_one(vx, row, &exponent, &constant);
+        if (!finite || constant)
             break;
+        if (vx->job->epsilon > 0 && ilogb(vx->job->epsilon) + 2 * exponent > 1000) /* epsilon must not overflow */
+            exponent = (1000 - ilogb(vx->job->epsilon)) / 2;
+    }
+    if (constant) { /* epsilon is all there is, and would not bear the scaling */
+        const double rstd = vx->job->epsilon > 0 ? 1 / sqrt(vx->job->epsilon) : 0;
+        exponent = 0;
+        *s.k = *get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
+        *s.r = isfinite((T)rstd) ? (T)rstd : 0; /* times x - k = 0 */
+        *s.c = 0;
+        *s.mean = *s.k;
+        *s.rstd = rstd;
     }
     group->k[i] = finite ? *s.k : 0;
     group->r[i] = finite ? *s.r : (T)NAN;
