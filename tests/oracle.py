@@ -148,6 +148,15 @@ def worst_backward_errors(grads, dy, x, scale=None, axis=-1, epsilon=1e-5):
     }
 
 
+def worst_dx_error(got, dy, x, scale=None, axis=-1, epsilon=1e-5):
+    """The largest error of dx in eps of the largest rstd*(|g| + mean|g| + |xhat|*mean|g*xhat|) in its row."""
+    axes, rstd, g, dx, xhat, _, _ = _backward(dy, x, scale, axis, epsilon)
+    mean = lambda a: _sum(a, axes) / math.prod(x.shape[i] for i in axes)  # noqa: E731
+    with np.errstate(invalid="ignore"):
+        terms = rstd * (np.abs(g) + mean(np.abs(g)) + np.abs(xhat) * mean(np.abs(g * xhat)))
+    return _worst(got, dx, terms.max(axis=axes, keepdims=True, initial=0), precision(x))
+
+
 def beyond_bounds(errors, *, ignore=()):
     """What breaks a promise, for `assert not beyond_bounds(...)` to show."""
     return {name: error for name, error in errors.items() if name not in ignore and not error <= BOUND[name]}
