@@ -7,8 +7,6 @@ import mmap
 import numpy as np
 
 PAGE = mmap.PAGESIZE
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PROT_NONE = 0
 
 
@@ -20,8 +18,9 @@ def guarded(shape, dtype, end):
     pages = max(1, -(-size // PAGE))
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    mprotect = ctypes.CDLL(None, use_errno=True).mprotect
     for guard in (start, start + (pages + 1) * PAGE):
-        if _libc.mprotect(guard, PAGE, PROT_NONE):
+        if mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(PAGE), PROT_NONE):
             raise OSError(ctypes.get_errno(), "mprotect")
     at = (pages + 1) * PAGE - size if end else PAGE
     return np.frombuffer(memory, dtype, count, offset=at).reshape(shape)

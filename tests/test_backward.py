@@ -13,6 +13,7 @@ from oracle import (
     layer_norm,
     rng_for,
     worst_backward_errors,
+    worst_dx_error,
 )
 
 import lnorm
@@ -62,6 +63,19 @@ def test_gradients_of_awkward_rows_are_within_16_eps(n, name, dtype, given_stats
     dy, scale = rng.standard_normal((5, n)).astype(dtype), rng.standard_normal(n).astype(dtype)
     # Every ramp passes its mean at the same element.
     check(dy, x, scale, epsilon=epsilon, given_stats=given_stats, few_terms=name == "ramp")
+
+
+@given
+@dtypes
+@pytest.mark.parametrize("outlier", [1, 30, 1e4])
+@pytest.mark.parametrize("n", [3, 97, 4096, 65_537])
+def test_dx_is_within_16_eps_of_its_terms_where_they_are_unlike(n, outlier, dtype, given_stats):
+    """One x̂ of √n, and all terms of mean(g·x̂) of one sign: far more than rstd·max|g|, in dx and in its roundings."""
+    x = rng_for("unlike", n).standard_normal((2, n)).astype(dtype)
+    x[:, n // 2] = outlier
+    dy = np.sign(x - x.mean(axis=1, keepdims=True))
+    dx = backward(dy, x, given_stats=given_stats)[0]
+    assert worst_dx_error(dx, dy, x) <= BOUND["dx"]
 
 
 @dtypes
