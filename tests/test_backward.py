@@ -87,6 +87,22 @@ def test_gradients_hold_at_any_magnitude(exponent, dtype):
     check(rng.standard_normal((4, 100)).astype(dtype), x, epsilon=0)
 
 
+@given
+@dtypes
+@pytest.mark.parametrize("epsilon", [1, 1e-5, 1e-12])
+@pytest.mark.parametrize("n", [5, 97, 624])
+def test_gradients_of_subnormal_rows_are_within_16_eps(n, epsilon, dtype, given_stats):
+    """Epsilon is all that rstd is made of, however the row is scaled."""
+    x = np.zeros((7, n), dtype)
+    x[2, 0] = 255 * np.finfo(dtype).smallest_subnormal
+    x[3] = rng_for("subnormal", n).integers(0, 9, n) * np.finfo(dtype).smallest_subnormal
+    x[4, :3] = np.finfo(dtype).smallest_normal
+    dy, scale = rng_for("dy", n).standard_normal((7, n)).astype(dtype), np.ones(n, dtype)
+    for order in "CF":
+        dx = backward(np.array(dy, order=order), np.array(x, order=order), scale, -1, epsilon, given_stats)[0]
+        assert worst_dx_error(dx, dy, x, scale, epsilon=epsilon) <= BOUND["dx"]
+
+
 SCALES = [
     # x, axis, scale
     ((6, 40), -1, None),

@@ -302,6 +302,9 @@ static NOINLINE int scale_to_one(View *vx, const char *row, int *exponent, int *
     return 1;
 }
 
+#undef LARGEST_EPSILON
+#define LARGEST_EPSILON (T_SIZE == 4 ? 200 : 1000) /* log2: scaled, it must not overflow, nor rstd underflow in T */
+
 /* Row i of a group, for which the first pass was not enough. */
 static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *row)
 {
@@ -336,8 +339,8 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
         finite = scale_to_one(vx, row, &exponent, &constant);
         if (!finite || constant)
             break;
-        if (vx->job->epsilon > 0 && ilogb(vx->job->epsilon) + 2 * exponent > 1000) /* epsilon must not overflow */
-            exponent = (1000 - ilogb(vx->job->epsilon)) / 2;
+        if (vx->job->epsilon > 0 && ilogb(vx->job->epsilon) + 2 * exponent > LARGEST_EPSILON)
+            exponent = (LARGEST_EPSILON - ilogb(vx->job->epsilon)) / 2;
     }
     if (constant) { /* epsilon is all there is, and would not bear the scaling */
         const double rstd = vx->job->epsilon > 0 ? 1 / sqrt(vx->job->epsilon) : 0;
