@@ -88,12 +88,12 @@ if __name__ == "__main__":
         if args.keep and done.returncode == 0:
             least = Path(away, "least")
             least.mkdir()
-            subprocess.run(
-                [str(program), "-merge=1", str(least), *folders], check=True, stderr=subprocess.DEVNULL
-            )
+            merge = [str(program), "-set_cover_merge=1", "-use_counters=0", str(least), *folders]
+            subprocess.run(merge, check=True, stderr=subprocess.DEVNULL)
             CORPUS.mkdir(exist_ok=True)
             for path in CORPUS.iterdir():
-                path.unlink()
+                if not path.name.startswith("found"):  # what once broke a bound stays
+                    path.unlink()
             for path in least.iterdir():
                 (CORPUS / path.name[:12]).write_bytes(path.read_bytes())
     if done.returncode:
