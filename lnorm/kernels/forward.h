@@ -59,8 +59,23 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
         store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), end > j ? end - j : 0, W);
 }
 
+/* The rows of a group for which the first pass was not enough. False if one is not finite or near the limits of its type. */
+static NOINLINE int settle_rest(Stats *s, const lnorm_job *job, const T *const *x, int rows)
+{
+    View vx;
+    view_of(&vx, job, LNORM_X);
+    for (int i = 0; i < rows; i++) {
+        if (s->state[i] == SETTLED)
+            continue;
+        settle_slowly(s, i, &vx, (const char *)x[i]);
+        if (s->exponent[i] || isnan(s->rstd[i]))
+            return 0;
+    }
+    return 1;
+}
+
 /* Some rows side by side in x and y, with the same scale and offset: their statistics together, then the results of so many
-   together. False, and nothing is written, if one of them needs more than a first pass. */
+   together. False, and nothing is written, if one of them is special. */
 INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int together)
 {
     const lnorm_job *job = walk->job;
@@ -83,7 +98,7 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
             b += LNORM_BLOCK;
         } while (b < n);
     }
-    if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED)
+    if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
         return 0;
     for (ptrdiff_t b = 0; b < n; b += width) {
         const T *scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : b);

@@ -305,7 +305,7 @@ static NOINLINE int scale_to_one(View *vx, const char *row, int *exponent, int *
 #undef LARGEST_EPSILON
 #define LARGEST_EPSILON (T_SIZE == 4 ? 200 : 1000) /* log2: scaled, it must not overflow, nor rstd underflow in T */
 
-/* Row i of a group, for which the first pass was not enough. */
+/* Row i of a group, for which the first pass was not enough: again around the mean that it came to. */
 static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *row)
 {
     const ptrdiff_t n = vx->job->n;
@@ -313,9 +313,11 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
     int exponent = 0, finite = 1, constant = 0;
     for (int scaled = 0;; scaled = 1) {
         const double epsilon = ldexp(vx->job->epsilon, 2 * exponent);
-        const T *first = get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, exponent);
-        T center[ROWS] = {0};
-        means_of_first(center, &first, n, 1);
+        T center[ROWS] = {group->k[i]};
+        if (scaled) {
+            const T *first = get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, exponent);
+            means_of_first(center, &first, n, 1);
+        }
         int64_t state = FAR_FROM_MEAN;
         for (int pass = 0; state & FAR_FROM_MEAN && pass < 3; pass++) {
             double d[ROWS], d2[ROWS];
@@ -331,7 +333,7 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
             const Total total_d = total_of(&sums.d), total_d2 = total_of(&sums.d2);
             values_of(d, &total_d, 1);
             values_of(d2, &total_d2, 1);
-            state = settle(&s, d, d2, center, 1, n, epsilon, pass ? 1 : FAR);
+            state = settle(&s, d, d2, center, 1, n, epsilon, scaled && pass == 0 ? FAR : 1);
             *center = *s.k;
         }
         if (scaled || state == SETTLED)

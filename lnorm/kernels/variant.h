@@ -77,6 +77,7 @@
 #define scatter NAME(scatter)
 #define settle NAME(settle)
 #define settle_all NAME(settle_all)
+#define settle_rest NAME(settle_rest)
 #define settle_rows NAME(settle_rows)
 #define settle_slowly NAME(settle_slowly)
 #define square_and_add NAME(square_and_add)
