@@ -32,6 +32,16 @@ def test_forward_is_within_4_eps(name, n, dtype):
     assert worst_forward_error(y, x, scale, offset, epsilon=epsilon) <= BOUND["y"]
 
 
+@dtypes
+@pytest.mark.parametrize("epsilon", [0, 1e-5])
+@pytest.mark.parametrize("n", [3, 97, 1025])
+def test_neighbouring_numbers_whose_squares_vanish_are_told_apart(n, epsilon, dtype):
+    base = 3.067e-157 if dtype == np.float64 else 3.067e-28
+    x = (base * (1 + np.finfo(dtype).eps * rng_for("vanish", n).integers(-2, 3, (3, n)))).astype(dtype)
+    y = lnorm.layer_norm(x, epsilon=epsilon)
+    assert worst_forward_error(y, x, epsilon=epsilon) <= BOUND["y"]
+
+
 LONG = ("offset 0", "offset 1e+06", "offset -1e+07", "first is an outlier", "first is enormous", "cauchy")
 
 

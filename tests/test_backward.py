@@ -103,6 +103,15 @@ def test_gradients_of_subnormal_rows_are_within_16_eps(n, epsilon, dtype, given_
         assert worst_dx_error(dx, dy, x, scale, epsilon=epsilon) <= BOUND["dx"]
 
 
+@given
+@dtypes
+@pytest.mark.parametrize("magnitude", [1e-24, 1e-30, 1e-36])
+@pytest.mark.parametrize("n", [5, 97, 624])
+def test_small_gradients_of_small_rows_do_not_vanish(n, magnitude, dtype, given_stats):
+    x, dy = (rng_for("small", n).standard_normal((2, 7, n)) * [[[magnitude]], [[1e-20]]]).astype(dtype)
+    assert worst_dx_error(backward(dy, x, given_stats=given_stats)[0], dy, x) <= BOUND["dx"]
+
+
 SCALES = [
     # x, axis, scale
     ((6, 40), -1, None),

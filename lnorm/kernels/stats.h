@@ -255,9 +255,10 @@ typedef struct {
 
 #define XHAT(x, k, r, c) (((x) - (k)) * (r) - (c))
 
-/* The statistics from the sums around the centers: good as far as δ² <= far·σ². Returns 0 if all rows are settled. */
+/* The statistics from the sums around the centers: good as far as δ² <= far·σ². Around a mean that was rounded to T, δ is that
+   rounding, and may be large beside a σ² whose squares vanish, but not beside σ² + ε. Returns 0 if all rows are settled. */
 INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const T *center, int rows, ptrdiff_t n,
-                      double epsilon, double far)
+                      double epsilon, double far, int recentred)
 {
     const double share = 1.0 / (double)n;
     int64_t states = 0;
@@ -268,12 +269,12 @@ INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const
         const D rstd = only_where(WHERE(spread > 0), 1 / square_root(spread));
         store_narrow(s->k + i, about + delta);
         const D k = load_wide(s->k + i), left = (about - k) + delta; /* what rounding the mean to T leaves */
-        const I off_center = WHERE(left * left > EPSILON * EPSILON / 64 * var);
+        const I off_center = WHERE(left * left >= EPSILON * EPSILON / 64 * var);
         store_narrow(s->r + i, rstd);
         store_narrow(s->c + i, only_where(off_center, left * rstd));
         *(D *)(s->mean + i) = k + left;
         *(D *)(s->rstd + i) = rstd;
-        *(I *)(s->state + i) = (WHERE(delta * delta > far * var) & FAR_FROM_MEAN) |
+        *(I *)(s->state + i) = (WHERE(delta * delta > far * (recentred ? spread : var)) & FAR_FROM_MEAN) |
                                (~(WHERE(spread > SAFE_SQUARE) & WHERE(var + epsilon < 1 / SAFE_SQUARE)) & OUT_OF_RANGE);
     }
     for (int i = 0; i < rows; i++)
@@ -301,9 +302,6 @@ static NOINLINE int scale_to_one(View *vx, const char *row, int *exponent, int *
     *constant = low == high;
     return 1;
 }
-
-#undef LARGEST_EPSILON
-#define LARGEST_EPSILON (T_SIZE == 4 ? 200 : 1000) /* log2: scaled, it must not overflow, nor rstd underflow in T */
 
 /* Row i of a group, for which the first pass was not enough: again around the mean that it came to. */
 static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *row)
@@ -333,7 +331,8 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
             const Total total_d = total_of(&sums.d), total_d2 = total_of(&sums.d2);
             values_of(d, &total_d, 1);
             values_of(d2, &total_d2, 1);
-            state = settle(&s, d, d2, center, 1, n, epsilon, scaled && pass == 0 ? FAR : 1);
+            const int recentred = !scaled || pass > 0;
+            state = settle(&s, d, d2, center, 1, n, epsilon, recentred ? 1 : FAR, recentred);
             *center = *s.k;
         }
         if (scaled || state == SETTLED)
@@ -341,8 +340,8 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
         finite = scale_to_one(vx, row, &exponent, &constant);
         if (!finite || constant)
             break;
-        if (vx->job->epsilon > 0 && ilogb(vx->job->epsilon) + 2 * exponent > LARGEST_EPSILON)
-            exponent = (LARGEST_EPSILON - ilogb(vx->job->epsilon)) / 2;
+        if (vx->job->epsilon > 0 && ilogb(vx->job->epsilon) + 2 * exponent > 0) /* g·rstd must not underflow */
+            exponent = -ilogb(vx->job->epsilon) / 2;
     }
     if (constant) { /* epsilon is all there is, and would not bear the scaling */
         const double rstd = vx->job->epsilon > 0 ? 1 / sqrt(vx->job->epsilon) : 0;
@@ -367,7 +366,7 @@ INLINE void settle_all(Stats *s, const double *sum_d, const double *sum_d2, cons
 {
     for (int i = 0; i < rows; i++)
         s->exponent[i] = 0;
-    if (settle(s, sum_d, sum_d2, center, rows, vx->job->n, vx->job->epsilon, far) != SETTLED)
+    if (settle(s, sum_d, sum_d2, center, rows, vx->job->n, vx->job->epsilon, far, 0) != SETTLED)
         for (int i = begin; i < end; i++)
             if (s->state[i] != SETTLED)
                 settle_slowly(s, i, vx, row + i * stride);
@@ -412,7 +411,7 @@ INLINE int64_t settle_rows(Stats *s, const Progress *progress, ptrdiff_t n, doub
     double d[ROWS], d2[ROWS];
     values_of(d, progress->total_d, rows);
     values_of(d2, progress->total_d2, rows);
-    return settle(s, d, d2, progress->center, rows, n, epsilon, is_short(n) ? FAR_SHORT : FAR);
+    return settle(s, d, d2, progress->center, rows, n, epsilon, is_short(n) ? FAR_SHORT : FAR, 0);
 }
 
 /* One row alone, wherever its elements are: begin_row, then its blocks in order, then finish_row. */
