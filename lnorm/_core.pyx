@@ -130,18 +130,18 @@ def openmp():
     return LNORM_OPENMP
 
 
-cdef int choose_isa() except -1:
+def use_instruction_set(wanted):
+    """For every call from now on; None for the best. The environment decides at import, and the self-test tries them all."""
     global isa
     compiled, runnable, _ = instruction_sets()
-    wanted = os.environ.get("LNORM_ISA") or runnable[0]
+    wanted = wanted or runnable[0]
     if wanted not in runnable:
         what = "cannot run on this CPU" if wanted in compiled else "is not known"
         raise ImportError(f"LNORM_ISA={wanted!r} {what}; valid here: {', '.join(runnable)}")
     isa = &lnorm_isas[compiled.index(wanted)]
-    return 0
 
 
-choose_isa()
+use_instruction_set(os.environ.get("LNORM_ISA"))
 
 
 cdef inline const lnorm_kernels *kernels_of(int typenum) noexcept nogil:

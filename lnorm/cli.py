@@ -1,4 +1,4 @@
-"""The command line, ``python -m lnorm``: check on a sample, normalize a file, show the configuration.
+"""The command line, ``python -m lnorm``: check on a sample, normalize a file, show the configuration, check the bits.
 
 Every message is plain ASCII, because a console may know nothing else.
 """
@@ -27,6 +27,8 @@ import numpy as np
 
 import lnorm
 
+from . import _core, selftest
+
 # Large enough that reading and computing outweigh Python's part, small beside any machine's memory.
 CHUNK_BYTES = 16 * 2**20
 
@@ -44,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: done. 1: the accuracy promise is broken. 2: an argument or a file is refused, as stderr says.
-        130: interrupted.
+        0: done. 1: the promise of accuracy, or of the same bits, is broken. 2: an argument or a file is
+        refused, as stderr says. 130: interrupted.
     """
     arguments = _parser().parse_args(_attach_negative_values(sys.argv[1:] if argv is None else argv))
     try:
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lnorm {lnorm.__version__}")
     parser.set_defaults(run=_run_report)
-    commands = parser.add_subparsers(title="commands", metavar="{normalize,info}")
+    commands = parser.add_subparsers(title="commands", metavar="{normalize,info,selftest}")
 
     normalize = commands.add_parser(
         "normalize",
@@ -105,6 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="show version, compiler, threads and instruction sets")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_run_info)
+
+    check = commands.add_parser(
+        "selftest",
+        help="check that this machine computes the bits that every other one does",
+        description="Compute many small problems in every instruction set that runs here, and compare with "
+        "the hashes that ship with lnorm. Exit status 1 when a bit differs.",
+    )
+    check.add_argument("--table", action="store_true", help="print the hashes that are computed here instead")
+    check.set_defaults(run=_run_selftest)
     return parser
 
 
@@ -136,6 +147,25 @@ def _run_info(arguments: argparse.Namespace) -> int:
     else:
         lnorm.show_config()
     return 0
+
+
+# ---- python -m lnorm selftest
+
+
+def _run_selftest(arguments: argparse.Namespace) -> int:
+    if arguments.table:
+        print(selftest.table(), end="")
+        return 0
+    differences = list(selftest.differences())
+    for difference in differences:
+        print(f"differs: {difference}")
+    _, runnable, _ = _core.instruction_sets()
+    print(f"{len(selftest.expected())} cases in {', '.join(runnable)}: ", end="")
+    if differences:
+        print("NOT the bits of other machines. Please report this, and what python -m lnorm info says.")
+    else:
+        print("the same bits as on every other machine")
+    return 1 if differences else 0
 
 
 # ---- python -m lnorm normalize

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lnorm
-from lnorm import cli
+from lnorm import cli, selftest
 
 POSIX = sys.platform != "win32"
 # Few enough bytes that the small arrays here are cut into many chunks.
@@ -199,13 +199,52 @@ def test_version(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, told", [([], ["normalize", "info", "status 1"]), (["normalize"], ["--axis", "--scale"])]
+    "arguments, told",
+    [([], ["normalize", "info", "selftest", "status 1"]), (["normalize"], ["--axis", "--scale"])],
 )
 def test_help(arguments, told, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and all(word in text for word in told)
+
+
+# ---- selftest
+
+
+def test_selftest_finds_the_bits_of_the_table_in_every_instruction_set(capsys):
+    assert cli.main(["selftest"]) == 0
+    said = capsys.readouterr().out
+    assert all(isa in said for isa in lnorm.show_config(mode="dicts")["instruction sets"]["runnable"])
+    assert said.endswith("the same bits as on every other machine\n")
+
+
+def test_selftest_makes_its_own_table(capsys):
+    assert cli.main(["selftest", "--table"]) == 0
+    assert capsys.readouterr().out == (Path(cli.__file__).parent / "selftest.txt").read_text()
+
+
+def test_selftest_says_what_differs(monkeypatch, capsys):
+    wanted = selftest.expected()
+    wanted["float64, rows of 17"][3] = "00000000"
+    monkeypatch.setattr(selftest, "expected", lambda: wanted)
+    before = lnorm.show_config(mode="dicts")["instruction sets"]
+    assert cli.main(["selftest"]) == 1
+    *differences, conclusion = capsys.readouterr().out.splitlines()
+    assert differences == [f"differs: {isa}: float64, rows of 17: gradients" for isa in before["runnable"]]
+    assert "NOT" in conclusion and "python -m lnorm info" in conclusion
+    assert lnorm.show_config(mode="dicts")["instruction sets"] == before
+
+
+def test_selftest_draws_from_splitmix64():
+    numbers = selftest.Numbers(np.dtype(np.float32), "")
+    # The first numbers from the seed 0, as in the Java library's and Vigna's own implementations.
+    assert numbers.integers((3,), 64).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    for dtype in selftest.FORMATS:
+        numbers = selftest.Numbers(dtype, "")
+        subnormal, finite = numbers.subnormal((999,)), numbers.of_any_exponent((999,))
+        assert (subnormal < np.finfo(dtype).smallest_normal).all() and np.isfinite(finite).all()
+        assert np.abs(finite).max() > np.finfo(dtype).max / 1e3 and np.ptp(numbers.around_zero((999,))) > 1.9
 
 
 # ---- normalize: the result
