@@ -2,8 +2,8 @@
 
 The trial, in two parts:
 
-disassembly   Every instruction of every function of the extension belongs to the instruction set that the function's name
-              says, by the table of CPUID features of iced-x86; what has no such name is plain x86-64.
+disassembly   Every instruction of every function of the extension belongs to the instruction set that the function's
+              name says, by the table of CPUID features of iced-x86; what has no such name is plain x86-64.
 emulation     The package is imported and computes the self-test's bits (but for its largest arrays) under qemu, as
               processors that have no AVX, AVX without AVX2, and AVX2 without FMA and BMI. First a control: what each of
               them lacks is fatal there.
@@ -114,7 +114,8 @@ found = lnorm.show_config("dicts")["instruction sets"]
 expected = sys.argv[1:]
 assert found["runnable"] == expected and found["in use"] == expected[0], found
 differences = list(selftest.differences(largest=20_000))
-print(*differences, f"  {len(list(selftest.cases(20_000)))} cases in {', '.join(expected)}: {len(differences)} differ", sep="\\n")
+cases = len(list(selftest.cases(largest=20_000)))
+print(*differences, f"  {cases} cases in {', '.join(expected)}: {len(differences)} differ", sep="\\n")
 sys.exit(bool(differences))
 """
 

@@ -2,11 +2,11 @@
 
 The trial, in two parts:
 
-kernels   hash_kernels.c is built with the kernels by gcc and by clang, at -O1, -O2 and -O3, for x86-64 and for AArch64,
-          and run, AArch64 under qemu: one hash from all of them and from every instruction set.
-package   The package is built for AArch64 and imported by Debian's Python for arm64 and NumPy's wheel for AArch64, under
-          qemu as a Cortex-A53 (ARMv8.0, the least that there is): `python -m lnorm selftest` finds the bits of the table
-          that was made on x86-64.
+kernels   hash_kernels.c is built with the kernels by gcc and by clang, at -O1, -O2 and -O3, for x86-64 and for
+          AArch64, and run, AArch64 under qemu: one hash from all of them and from every instruction set.
+package   The package is built for AArch64 and imported by Debian's Python for arm64, with NumPy's wheel for AArch64,
+          under qemu as a Cortex-A53 (ARMv8.0, the least that there is): `python -m lnorm selftest` finds the bits of
+          the table that was made on x86-64.
 
 Needs gcc, clang, gcc-aarch64-linux-gnu and qemu-user, and for the second part Debian's package lists, pip and Cython;
 nothing is installed.
@@ -111,7 +111,7 @@ def package(folder, levels):
         (site / "lnorm" / file.name).write_bytes(file.read_bytes())
     driver = folder / "_core.c"
     run(sys.executable, "-m", "cython", ROOT / "lnorm/_core.pyx", "-o", driver)
-    # This machine's own headers of NumPy: those of the wheel are the same, but need not be of the version that Cython saw.
+    # NumPy's headers from this machine: those that Cython saw.
     numpy_headers = ["-I", np.get_include(), "-DNPY_TARGET_VERSION=NPY_2_0_API_VERSION"]
     python_headers = ["-I", root / f"usr/include/python{version}", "-I", root / "usr/include"]
     output = ["-fopenmp", "-shared", "-fPIC", "-o", site / "lnorm/_core.so", "-lm"]
