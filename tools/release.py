@@ -42,6 +42,7 @@ def repack(path, time):
 
 
 def main(target):
+    os.umask(0o022)  # a wheel records who may read its files
     target = Path(target).resolve()
     target.mkdir(parents=True, exist_ok=True)
     time = int(git("log", "-1", "--format=%ct"))

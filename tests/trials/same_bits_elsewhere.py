@@ -32,6 +32,7 @@ FLAGS = [
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fvisibility=hidden",
+    f"-I{ROOT}/lnorm",
     f"-I{ROOT}/lnorm/kernels",
 ]
 KERNELS = [f"{ROOT}/lnorm/kernels/{name}.c" for name in ("kernels", "gradient")]
