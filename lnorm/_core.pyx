@@ -33,21 +33,42 @@ cdef extern from *:
     #else
     #define LNORM_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }
+    static int omp_get_num_procs(void) { return 1; }
+    #endif
+
+    /* libgomp hangs in a forked child whose parent's thread had a team, in a parallel region and when that thread ends: the
+       team goes before the fork, and the child gets none. Not Python's hooks: C code forks too. */
+    static int lnorm_forked = 0;
+    #ifndef _WIN32
+    #include <pthread.h>
+    static void lnorm_before_fork(void)
+    {
+    #if defined(_OPENMP) && __GNUC__ >= 9 /* libgomp, not clang's runtime, which looks after itself */
+        omp_pause_resource_all(omp_pause_soft);
+    #endif
+    }
+    static void lnorm_in_child(void) { lnorm_forked = 1; }
+    static int lnorm_watch_forks(void) { return pthread_atfork(lnorm_before_fork, 0, lnorm_in_child); }
+    #else
+    static int lnorm_watch_forks(void) { return 0; }
     #endif
     """
     int LNORM_OPENMP
     int omp_get_max_threads() noexcept nogil
+    int omp_get_num_procs() noexcept nogil
+    int lnorm_forked
+    int lnorm_watch_forks() noexcept
 
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 
-cdef extern from "<fenv.h>" nogil:
-    ctypedef struct fenv_t:
+cdef extern from "kernels/fpenv.h" nogil:
+    ctypedef struct lnorm_fpenv:
         pass
-    int feholdexcept(fenv_t *) noexcept
-    int fesetenv(const fenv_t *) noexcept
+    lnorm_fpenv lnorm_fp_enter() noexcept
+    void lnorm_fp_leave(lnorm_fpenv) noexcept
 
 
 cdef extern from "kernels/kernels.h" nogil:
@@ -156,19 +177,23 @@ cdef enum:
     NOGIL_ELEMENTS = 1 << 14  # some microseconds: what giving the GIL away and taking it back may cost
 
 cdef int threads_requested = 0  # by set_num_threads or LNORM_NUM_THREADS; 0: none
-cdef int threads_limit = 1      # CPUs of the affinity mask and the cgroup quota, read at import
-cdef bint forked = False        # libgomp hangs in a forked child after a parallel region of its parent
+cdef int threads_limit = 1      # CPUs of the cgroup quota, read at import
 cdef unsigned long main_thread = threading.main_thread().ident
 
 
+cdef int cpus() noexcept nogil:
+    """CPUs of the affinity mask as it is now (with OMP_PROC_BIND, which narrows it, as it was) and of the quota."""
+    return min(omp_get_num_procs(), threads_limit)
+
+
 cdef int num_threads() noexcept nogil:
-    if forked or not LNORM_OPENMP:
+    if lnorm_forked or not LNORM_OPENMP:
         return 1
     if threads_requested:
         return threads_requested
     if PyThread_get_thread_ident() != main_thread:  # libgomp gives each Python thread a pool of its own
         return 1
-    return max(1, min(omp_get_max_threads(), threads_limit))
+    return max(1, min(omp_get_max_threads(), cpus()))
 
 
 def get_num_threads():
@@ -232,13 +257,13 @@ def decided_by():
     """What `get_num_threads` comes from, in the calling thread."""
     if not LNORM_OPENMP:
         return "build without OpenMP"
-    if forked:
+    if lnorm_forked:
         return "forked child"
     if threads_requested:
         return "set_num_threads or LNORM_NUM_THREADS"
     if PyThread_get_thread_ident() != main_thread:
         return "not the main thread"
-    return "OpenMP" if omp_get_max_threads() <= threads_limit else "affinity mask or cgroup quota"
+    return "OpenMP" if omp_get_max_threads() <= cpus() else "affinity mask or cgroup quota"
 
 
 def limit_threads(int n):
@@ -247,13 +272,14 @@ def limit_threads(int n):
     threads_limit = n
 
 
-def _after_fork_in_child():
-    global forked
-    forked = True
+def forbid_threads():
+    """One thread from now on, as in a forked child."""
+    global lnorm_forked
+    lnorm_forked = True
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+if lnorm_watch_forks() != 0:
+    raise MemoryError("lnorm: no memory for the functions that a fork calls")
 
 
 # --- the jobs ------------------------------------------------------------------------------------------------------
@@ -380,6 +406,28 @@ cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1
     return 0
 
 
+# What the threads of a team do, each in the default floating-point environment, which they need not have inherited.
+
+cdef void forward_task(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    cdef lnorm_fpenv host = lnorm_fp_enter()
+    kernels.forward(job, first, last)
+    lnorm_fp_leave(host)
+
+
+cdef void long_sums_task(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last,
+                         void *sums) noexcept nogil:
+    cdef lnorm_fpenv host = lnorm_fp_enter()
+    kernels.long_sums(job, i, first, last, sums)
+    lnorm_fp_leave(host)
+
+
+cdef void long_write_task(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end,
+                          const lnorm_row *row) noexcept nogil:
+    cdef lnorm_fpenv host = lnorm_fp_enter()
+    kernels.long_write(job, i, begin, end, row)
+    lnorm_fp_leave(host)
+
+
 cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept nogil:
     """Fewer rows than threads, long ones: the threads share each of them. False, and nothing is done, without memory."""
     cdef ptrdiff_t segments = (job.n + LNORM_SEGMENT - 1) // LNORM_SEGMENT, i
@@ -390,32 +438,37 @@ cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff
         return False
     for i in range(observations):
         for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
-            kernels.long_sums(job, i, segments * t // shares, segments * (t + 1) // shares, sums)
+            long_sums_task(job, kernels, i, segments * t // shares, segments * (t + 1) // shares, sums)
         kernels.long_stats(job, i, segments, sums, &row)
         for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
-            kernels.long_write(job, i, segments * t // shares * LNORM_SEGMENT,
-                               min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), &row)
+            long_write_task(job, kernels, i, segments * t // shares * LNORM_SEGMENT,
+                            min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), &row)
     free(sums)
     return True
 
 
+cdef void share_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept nogil:
+    cdef int t
+    if observations < threads and job.n > LNORM_SEGMENT and share_rows(job, kernels, observations, threads):
+        return
+    threads = <int>min(<ptrdiff_t>threads, observations)
+    if threads == 1:
+        kernels.forward(job, 0, observations)
+    else:
+        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+            forward_task(job, kernels, observations * t // threads, observations * (t + 1) // threads)
+
+
 cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations) noexcept:
     cdef ptrdiff_t elements = observations * job.n
-    cdef int t, threads = 1
+    cdef int threads = num_threads() if elements >= PARALLEL_ELEMENTS else 1
+    cdef lnorm_fpenv host = lnorm_fp_enter()
     if elements < NOGIL_ELEMENTS:
         kernels.forward(job, 0, observations)
-        return
-    if elements >= PARALLEL_ELEMENTS:
-        threads = num_threads()
-    with nogil:
-        if observations < threads and job.n > LNORM_SEGMENT and share_rows(job, kernels, observations, threads):
-            return
-        threads = <int>min(<ptrdiff_t>threads, observations)
-        if threads == 1:
-            kernels.forward(job, 0, observations)
-        else:
-            for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-                kernels.forward(job, observations * t // threads, observations * (t + 1) // threads)
+    else:
+        with nogil:
+            share_forward(job, kernels, observations, threads)
+    lnorm_fp_leave(host)
 
 
 def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon):
@@ -466,16 +519,24 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
     cdef double *dscale = partial
     cdef double *doffset = NULL if partial == NULL else partial + plan.stride
     cdef lnorm_row rows[BATCH]
+    cdef lnorm_fpenv host = lnorm_fp_enter()
     if partial != NULL:
         memset(partial, 0, 2 * plan.stride * sizeof(double))
     if plan.rows != NULL:
         plan.kernels.backward_sweep(plan.job, first, last, plan.rows + first, begin, end, dscale, doffset)
-        return
+        first = last
     while first < last:
         stop = min(first + plan.batch, last)
         plan.kernels.backward_sums(plan.job, first, stop, rows)
         plan.kernels.backward_sweep(plan.job, first, stop, rows, begin, end, dscale, doffset)
         first = stop
+    lnorm_fp_leave(host)
+
+
+cdef void backward_sums_task(const Plan *plan, ptrdiff_t i) noexcept nogil:
+    cdef lnorm_fpenv host = lnorm_fp_enter()
+    plan.kernels.backward_sums(plan.job, i, i + 1, plan.rows + i)
+    lnorm_fp_leave(host)
 
 
 cdef inline void write_element(void *to, ptrdiff_t at, double value, int typenum) noexcept nogil:
@@ -519,6 +580,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     cdef double *partials = NULL
     cdef double *total = NULL
     cdef bint wide = job.n > 2 * CHUNK
+    cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
     plan.kernels = kernels_of(typenum)
     plan.rows = NULL
@@ -551,7 +613,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
         with nogil:
             if wide:
                 for i in prange(observations, num_threads=threads, schedule="static", use_threads_if=threads > 1):
-                    plan.kernels.backward_sums(job, i, i + 1, plan.rows + i)
+                    backward_sums_task(&plan, i)
             task = 0
             while task < tasks:
                 count = min(wave, tasks - task)
@@ -570,6 +632,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
         PyMem_Free(plan.rows)
         PyMem_Free(memory)
         PyMem_Free(total)
+        lnorm_fp_leave(host)
     return 0
 
 
@@ -765,6 +828,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
     cdef int typenum
     cdef ptrdiff_t n
     cdef lnorm_job job
+    cdef lnorm_fpenv host
     if is_plain_input(x, axis, epsilon) and not return_stats:
         typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
         if (
@@ -786,7 +850,11 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             )
             run_forward(&job, kernels_of(typenum), job.outer_shape[0])
             return out
-    return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)
+    host = lnorm_fp_enter()  # NumPy's casts, too, give the same bits
+    try:
+        return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)
+    finally:
+        lnorm_fp_leave(host)
 
 
 def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, rstd=None, param_grads=True,
@@ -856,6 +924,7 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
     cdef int typenum
     cdef cnp.npy_intp n
     cdef lnorm_job job
+    cdef lnorm_fpenv host
     if is_plain_input(x, axis, epsilon) and type(param_grads) is bool:
         typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
         if (
@@ -884,7 +953,11 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
             doffset = cnp.PyArray_EMPTY(1, &n, typenum, 0)
             run_backward(&job, typenum, job.outer_shape[0], 1, n, cnp.PyArray_DATA(dscale), cnp.PyArray_DATA(doffset))
             return out, dscale, doffset
-    return plan_backward(dy, x, scale, axis, epsilon, mean, rstd, param_grads, out)
+    host = lnorm_fp_enter()
+    try:
+        return plan_backward(dy, x, scale, axis, epsilon, mean, rstd, param_grads, out)
+    finally:
+        lnorm_fp_leave(host)
 
 
 # --- the generalized ufunc: how array types other than NumPy's take part --------------------------------------------
@@ -922,10 +995,9 @@ cdef void ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_
 
 cdef void quiet_ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_intp *steps, void *data) noexcept nogil:
     """NumPy would warn of the floating-point flags that the loop leaves, so it leaves them as they were."""
-    cdef fenv_t env
-    feholdexcept(&env)
+    cdef lnorm_fpenv host = lnorm_fp_enter()
     ufunc_loop(args, dimensions, steps, data)
-    fesetenv(&env)
+    lnorm_fp_leave(host)
 
 
 cdef struct UfuncTables:  # NumPy keeps pointers to these

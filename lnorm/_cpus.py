@@ -1,17 +1,8 @@
-"""How many CPUs this process may use: the affinity mask and the cgroup's quota, which OpenMP does not know about."""
+"""What OpenMP does not know of the process: the CPUs that its cgroup grants, and whether it is a forked child."""
 
 from __future__ import annotations
 
 import os
-
-from . import _core
-
-
-def affinity() -> int:
-    """CPUs of the affinity mask, or of the machine where there are no masks."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def quota(proc: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float:
@@ -20,10 +11,11 @@ def quota(proc: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> floa
     cgroup v2 writes "quota period" or "max period" to cpu.max, v1 the two numbers to two files (quota -1: no limit).
     """
     limits = [float("inf")]
-    for line in read(proc).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+    for line in read(proc).split("\n"):
+        fields = line.split(":", 2)
+        if len(fields) < 3 or (fields[1] and "cpu" not in fields[1].split(",")):
             continue
+        _, controllers, path = fields
         base = f"{root}/cpu" if controllers else root
         # In a container the path may be the host's, while the files of the own group stand at the mount's root.
         parts = path.strip("/").split("/")
@@ -45,20 +37,37 @@ def group_quota(group: str) -> float:
 def read(path: str) -> str:
     """What a file says; nothing where there is none."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except (OSError, ValueError):
         return ""
 
 
-def limit() -> int:
-    """Whole CPUs that the process may use, at least 1."""
-    return max(1, int(min(float(affinity()), quota())))
+def whole(cpus: float) -> int:
+    """Whole CPUs, at least 1."""
+    return max(1, int(min(cpus, 0x7FFF)))
+
+
+PF_FORKNOEXEC = 0x40  # in the flags of proc(5): forked, and has not called exec since
+
+
+def inherited_openmp() -> bool:
+    """Whether this process was forked from one that may have used the OpenMP library which the driver is linked to.
+
+    That library then waits for threads that were not forked. (linux/sched.h; elsewhere OpenMP libraries mind forks.)
+    """
+    fields = read("/proc/self/stat").rpartition(")")[2].split()  # from the third on
+    return len(fields) > 6 and bool(int(fields[6]) & PF_FORKNOEXEC) and "libgomp" in read("/proc/self/maps")
 
 
 def set_up() -> None:
     """Read the environment, once, at import."""
-    _core.limit_threads(limit())
+    inherited = inherited_openmp()  # before the driver brings the library along
+    from . import _core
+
+    if inherited:
+        _core.forbid_threads()
+    _core.limit_threads(whole(quota()))
     wanted = os.environ.get("LNORM_NUM_THREADS")
     if wanted:
         try:

@@ -1,5 +1,6 @@
 """Promise 3: import and calls change nothing around them, and threads stay within everybody's limits."""
 
+import contextlib
 import faulthandler
 import os
 import subprocess
@@ -10,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+from hosts import MODES, clear_flags, host_mode, needs_modes, read_control, read_flags
 from oracle import bits, rng_for
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -97,6 +99,23 @@ def test_the_affinity_mask_is_a_limit():
     assert python("import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n" + GET) == "1"
 
 
+@pytest.mark.skipif(
+    not any(pool["prefix"] == "libgomp" for pool in threadpool_info()),
+    reason="other runtimes read the mask once",
+)
+def test_the_affinity_mask_is_a_limit_when_it_is_set_after_the_import():
+    narrow = "; import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    show = "; print(lnorm.get_num_threads(), lnorm.show_config('dicts')['threads']['decided by'])"
+    in_use, decided_by = python("import lnorm" + narrow + show).split(maxsplit=1)
+    assert in_use == "1"
+    assert "affinity" in decided_by or len(os.sched_getaffinity(0)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where OpenMP binds threads")
+def test_a_main_thread_that_openmp_binds_to_a_cpu_does_not_narrow_the_default():
+    assert python(GET, OMP_PROC_BIND="true") == python(GET)
+
+
 def test_show_config_says_what_decided_the_threads():
     code = "import lnorm; c = lnorm.show_config('dicts')['threads']; print(c['in use'], c['decided by'])"
     in_use, decided_by = python(code, LNORM_NUM_THREADS="3").split(maxsplit=1)
@@ -175,6 +194,82 @@ def test_a_forked_child_works_with_one_thread_and_does_not_hang(told):
         assert (lnorm.layer_norm(x) == y).all()
     """
     assert python(code) == "1 True"
+
+
+FORKS = {
+    "C code forks": """
+        import ctypes
+        lnorm.layer_norm(x)
+        if ctypes.PyDLL(None).fork() == 0:
+            child()
+    """,
+    # libgomp ends a thread's team with the thread, also when the team was not forked along.
+    "a thread forks and ends in the child": """
+        import threading
+        def work():
+            lnorm.layer_norm(x)
+            if os.fork() == 0:
+                signal.alarm(60)
+                lnorm.layer_norm(x)
+        thread = threading.Thread(target=work); thread.start(); thread.join()
+    """,
+    "a subprocess's preexec_fn works": """
+        import subprocess, sys
+        lnorm.layer_norm(x)
+        def work():
+            signal.alarm(60)
+            lnorm.layer_norm(x)
+        subprocess.run([sys.executable, "-c", ""], preexec_fn=work, check=True)
+    """,
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("how", FORKS)
+def test_a_child_does_not_hang_however_it_was_forked(how):
+    code = """
+        import os, signal, warnings
+        import numpy as np, lnorm
+        warnings.simplefilter("ignore")
+        x = np.ones((2000, 768), np.float32)
+        lnorm.set_num_threads(2)
+        def child():
+            signal.alarm(60)
+            lnorm.layer_norm(x)
+            os._exit(lnorm.get_num_threads() - 1)
+    """
+    after = """
+        try:
+            print(os.wait()[1])
+        except ChildProcessError:  # subprocess has waited for it
+            print(0)
+    """
+    assert python(textwrap.dedent(code) + textwrap.dedent(FORKS[how]) + textwrap.dedent(after)) == "0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="calls libgomp by its name")
+def test_a_child_that_imports_does_not_hang_after_its_parent_has_used_the_same_openmp():
+    code = """
+        import ctypes, os, signal, warnings
+        import numpy as np
+        warnings.simplefilter("ignore")
+        x = np.ones((2000, 768), np.float32)
+        try:
+            libgomp = ctypes.CDLL("libgomp.so.1")
+        except OSError:
+            print("0 no libgomp")
+            raise SystemExit
+        libgomp.GOMP_parallel(ctypes.CDLL(None).free, None, 2, 0)  # a team of two, which frees nothing
+        if os.fork() == 0:
+            signal.alarm(60)
+            import lnorm
+            lnorm.set_num_threads(2)
+            lnorm.layer_norm(x)
+            print(lnorm.show_config("dicts")["threads"], flush=True)
+            os._exit(0)
+        print(os.wait()[1])
+    """
+    assert python(code).splitlines()[-1].startswith("0")
 
 
 @pytest.mark.parametrize("told", [None, 2])
@@ -290,6 +385,73 @@ def test_calls_leave_the_floating_point_environment_as_it_was(two_threads):
         assert np.float64(1) + np.float64(2**-53) == 1 and np.float64(1) + np.float64(3 * 2**-54) > 1
         assert (np.array([1e-40], np.float32) / np.float32(2) > 0).all()
         assert in_thread(lambda: (np.array([1e-310]) / 2 > 0).all())
+
+
+def inputs():
+    """What a flush to zero or another rounding would change, made before a mode is set."""
+    rng = rng_for("host")
+    for dtype, tiny in ((np.float32, 2e-39), (np.float64, 1e-309)):
+        x, dy = (rng.standard_normal((2, 256, 384)) * tiny).astype(dtype)
+        scale, float64 = rng.standard_normal((2, 384)) * tiny
+        yield x, dy, scale.astype(dtype), float64
+
+
+INPUTS = list(inputs())
+
+
+def each_way():
+    """Plain, planned and cast, in long rows, gradients, the ufunc."""
+    results = []
+    for x, dy, scale, float64 in INPUTS:
+        results += [
+            (lnorm.layer_norm(x, scale),),
+            (lnorm.layer_norm(x.T, float64[:, None], axis=0),),
+            lnorm.layer_norm(x, scale, epsilon=0, return_stats=True),
+            (lnorm.layer_norm(x.reshape(1, -1), epsilon=0),),
+            lnorm.layer_norm_backward(dy, x, scale),
+            lnorm.layer_norm_backward(dy, x, float64, epsilon=0),
+            lnorm.layer_norm_backward(dy.reshape(1, -1), x.reshape(1, -1)),
+            (lnorm._core.layer_norm_ufunc(x, scale, scale, 0.0),),
+        ]
+    return [array for arrays in results for array in arrays]
+
+
+@needs_modes
+@pytest.mark.parametrize("mode", MODES)
+def test_a_host_that_has_set_its_floating_point_unit_gets_the_same_bits(mode, two_threads):
+    expected = each_way()
+
+    def work():  # in a thread whose team, made here, inherits the mode and keeps it
+        with host_mode(mode):
+            inside = each_way()
+        return inside, each_way()
+
+    inside, after = in_thread(work)
+    assert bits(*inside) == bits(*expected)
+    assert bits(*after) == bits(*expected)
+
+
+@needs_modes
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_calls_leave_the_floating_point_unit_as_the_host_has_set_it_and_its_flags(mode, two_threads):
+    x = np.array([[1e38, -3e38, np.inf, 1e-45] * 500] * 500, np.float32)
+    calls = (
+        lambda: lnorm.layer_norm(x),
+        lambda: lnorm.layer_norm(x[0]),
+        lambda: lnorm.layer_norm(x.T, axis=0),
+        lambda: lnorm.layer_norm_backward(x, x),
+        lambda: lnorm.layer_norm_backward(x, x, np.ones(2000, np.float32), axis=1, param_grads=False),
+        lambda: lnorm.layer_norm(x, scale=x),
+        lambda: lnorm.layer_norm(np.ones((3, 4), np.complex64)),
+    )
+    for call in calls:
+        with host_mode(mode):
+            control = read_control()
+            clear_flags()
+            with contextlib.suppress(TypeError):
+                call()
+            flags = read_flags()
+            assert (read_control(), flags) == (control, 0)
 
 
 def test_calls_leave_warnings_random_state_and_inputs_alone():
