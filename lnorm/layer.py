@@ -168,7 +168,7 @@ class LayerNormalizationLayer(Checked):
               scale: (3,) float32
     """
 
-    __slots__ = ("_forwarded", "_plans")
+    __slots__ = ("_filling", "_forwarded", "_plans")
 
     name = Property("", p.TEXT)
     epsilon = Property(1e-5, p.number("a finite number >= 1e-05", lambda value: 1e-5 <= value < math.inf))
@@ -239,6 +239,7 @@ class LayerNormalizationLayer(Checked):
             state["num_channels"] = size
         self._state = state
         self._plans: dict[int, Plan] = {}
+        self._filling: dict[str, dict[str, Any]] = {}  # in this order, see _fill
 
     def initialize(self, data: Any) -> LayerNormalizationLayer:
         """Fix the number of channels, and fill what is empty of `scale` and `offset` by the initializers.
@@ -275,11 +276,13 @@ class LayerNormalizationLayer(Checked):
         count = self._properties["num_channels"].check(num_channels)
         if self.num_channels not in ("auto", count):
             raise ValueError(f"data must have num_channels = {self.num_channels} channels, not {count}")
+        # Where the first data comes in several threads at once, all take what the first of them filled in.
+        filling = self._filling
         empty = [name for name in ("scale", "offset") if self._state[name] is None]
         if empty:
             rng = np.random.default_rng(self.rng)
             values = {name: self._initial(name, (count,), rng) for name in empty}
-            self._assign({"num_channels": count, **values})
+            self._assign(filling.setdefault("values", {"num_channels": count, **values}))
 
     def _initial(self, name: str, sz: tuple[int], rng: np.random.Generator) -> np.ndarray:
         initializer = self._state[f"{name}_initializer"]
@@ -483,7 +486,7 @@ class LayerNormalizationLayer(Checked):
         return self._state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._state, self._plans, self._forwarded = state, {}, None
+        self._state, self._plans, self._filling, self._forwarded = state, {}, {}, None
 
     def __str__(self) -> str:
         lines = [f"{type(self).__name__} with properties:"]

@@ -709,3 +709,21 @@ def test_predict_takes_less_than_8_megabytes_beside_a_200_megabyte_batch(labels)
     )
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) < 8
+
+
+def test_first_data_in_two_threads_at_once_fills_an_empty_layer_once():
+    """Each thread is inside the initializer when the other is."""
+    both, values = threading.Barrier(2, timeout=60), iter((np.full(3, 2.0), np.full(3, 5.0)))
+
+    def initializer(sz):
+        both.wait()
+        return next(values)
+
+    layer = lnorm.LayerNormalizationLayer(scale_initializer=initializer)
+    x, results = np.array([[1.0, 2.0, 6.0]]), []
+    jobs = [threading.Thread(target=lambda: results.append(layer(x).tolist())) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert results == [layer(x).tolist()] * 2
