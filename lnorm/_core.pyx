@@ -16,10 +16,13 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+import operator
 import os
 import threading
 
 import numpy as np
+
+from .properties import describe
 
 cnp.import_array()
 cnp.import_ufunc()
@@ -62,6 +65,7 @@ cdef extern from *:
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
+    long PyLong_AsLongAndOverflow(object, int *) noexcept
 
 
 cdef extern from "kernels/fpenv.h" nogil:
@@ -245,11 +249,11 @@ def set_num_threads(n):
         threads_requested = 0
         return
     try:
-        value = n.__index__()
-    except (AttributeError, TypeError):
-        raise TypeError(f"n must be an int of at least 1, or None for the default, got {n!r}") from None
+        value = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an int of at least 1, or None for the default, got {describe(n)}") from None
     if not 1 <= value <= 0x7FFF:
-        raise ValueError(f"n must be from 1 to {0x7FFF}, or None for the default, got {n!r}")
+        raise ValueError(f"n must be from 1 to {0x7FFF}, or None for the default, got {describe(n)}")
     threads_requested = value
 
 
@@ -471,10 +475,14 @@ cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdif
     lnorm_fp_leave(host)
 
 
-def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon):
+def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon,
+            bint copied):
     """Planned arrays: one shape and one native, aligned dtype, the last `core` axes normalized; mean and rstd float64
-    in C order of the other axes, or None."""
+    in C order of the other axes, or None. With `copied`, x is any array of that shape, and goes to y first."""
     cdef lnorm_job job
+    cdef cnp.ndarray source = x
+    if copied:
+        x = y
     fill_job(&job, [x, scale, offset, y], core, None)
     job.epsilon = epsilon
     if mean is not None:
@@ -482,6 +490,8 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
         job.stream = streams(&job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
+    if copied:
+        cnp.PyArray_CopyInto(y, source)
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
 
 
@@ -659,6 +669,11 @@ cdef object plan_forward = None
 cdef object plan_backward = None
 
 
+def same_place(cnp.ndarray a not None, cnp.ndarray b not None):
+    """Whether the first elements of two arrays are one."""
+    return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
+
+
 def set_planning(forward, backward):
     """functional.py hands in what prepares arrays that are not plain."""
     global plan_forward, plan_backward
@@ -693,6 +708,13 @@ cdef inline bint same_shape(object a, object b) noexcept:
     return True
 
 
+cdef inline bint is_last(object axis, int ndim) noexcept:
+    """Whether an int is -1 or ndim - 1."""
+    cdef int overflow = 0
+    cdef long value = PyLong_AsLongAndOverflow(axis, &overflow)
+    return not overflow and (value == -1 or value == ndim - 1)
+
+
 cdef inline bint is_plain_input(object x, object axis, object epsilon) noexcept:
     """float32 or float64, not empty, to be normalized over its last axis."""
     return (
@@ -702,7 +724,7 @@ cdef inline bint is_plain_input(object x, object axis, object epsilon) noexcept:
         and cnp.PyArray_NDIM(x) >= 1
         and cnp.PyArray_SIZE(x) > 0
         and type(axis) is int
-        and (<long>axis == -1 or <long>axis == cnp.PyArray_NDIM(x) - 1)
+        and is_last(axis, cnp.PyArray_NDIM(x))
         and type(epsilon) is float
         and <double>epsilon >= 0
         and isfinite(<double>epsilon)
@@ -829,7 +851,8 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
     cdef ptrdiff_t n
     cdef lnorm_job job
     cdef lnorm_fpenv host
-    if is_plain_input(x, axis, epsilon) and not return_stats:
+    # No foreign code runs between a check and the kernel: not even return_stats.__bool__.
+    if return_stats is False and is_plain_input(x, axis, epsilon):
         typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
         if (
             is_row(scale, typenum, n)

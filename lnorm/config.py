@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _core
+from .properties import describe
 
 __version__ = "0.1.0"
 
@@ -35,8 +36,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> lnorm.show_config(mode="dicts")["instruction sets"]["compiled"][-1]
     'generic'
     """
-    if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
+    if not (isinstance(mode, str) and mode in ("stdout", "dicts")):
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {describe(mode)}")
     compiled, runnable, in_use = _core.instruction_sets()
     config = {
         "version": __version__,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from . import _core
+from .properties import describe
 
 DTYPES = "float32, float64, integers and bool (computed as float64)"
 
@@ -25,15 +26,19 @@ DTYPES = "float32, float64, integers and bool (computed as float64)"
 
 def check_epsilon(epsilon: Any) -> float:
     """A real, finite number >= 0, as a float."""
-    scalar_array = isinstance(epsilon, np.ndarray) and epsilon.ndim == 0 and epsilon.dtype.kind in "fiub"
-    if not (isinstance(epsilon, Real) or scalar_array):
-        raise TypeError(f"epsilon must be a real number, got {epsilon!r}")
+    if type(epsilon) is np.ndarray and epsilon.ndim == 0:
+        epsilon = epsilon[()]
+    # NumPy registers timedelta64 as a real number, and bool_ not.
+    if not isinstance(epsilon, (Real, np.bool_)) or isinstance(epsilon, np.timedelta64):
+        raise TypeError(f"epsilon must be a real number, got {describe(epsilon)}")
     try:
         value = float(epsilon)
     except OverflowError:
         value = math.inf
+    except TypeError as error:
+        raise TypeError(f"epsilon must be a real number, got {describe(epsilon)}: {error}") from None
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"epsilon must be finite and at least 0, got {epsilon!r}")
+        raise ValueError(f"epsilon must be finite and at least 0, got {describe(epsilon)}")
     return value
 
 
@@ -44,16 +49,20 @@ def check_axes(axis: Any, ndim: int) -> tuple[int, ...]:
             tuple(map(operator.index, axis)) if isinstance(axis, (tuple, list)) else (operator.index(axis),)
         )
     except TypeError:
-        raise TypeError(f"axis must be an int or a tuple of ints, got {axis!r}") from None
+        raise TypeError(f"axis must be an int or a tuple of ints, got {describe(axis)}") from None
     if not axes:
         raise ValueError("axis must name at least one axis to normalize over, got ()")
     try:
         return tuple(sorted(normalize_axis_tuple(axes, ndim, argname="axis")))
-    except ValueError as error:
-        if isinstance(error, np.exceptions.AxisError):
-            raise
+    except np.exceptions.AxisError:
+        raise
+    except OverflowError:
+        raise np.exceptions.AxisError(
+            f"axis: {describe(axis)} is out of bounds for array of dimension {ndim}"
+        ) from None
+    except ValueError:
         raise ValueError(
-            f"axis must not name an axis twice, got {axis!r} for an array of {ndim} dimensions"
+            f"axis must not name an axis twice, got {describe(axis)} for an array of {ndim} dimensions"
         ) from None
 
 
@@ -65,11 +74,19 @@ def check_array(name: str, value: Any) -> np.ndarray:
         )
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be an array of {DTYPES}, got {type(value).__name__}: {error}") from None
-    if array.dtype.kind not in "biu" and array.dtype.newbyteorder("=") not in (np.float32, np.float64):
+    if array.dtype.kind not in "biuf" or (
+        array.dtype.kind == "f" and array.dtype.newbyteorder("=") not in (np.float32, np.float64)
+    ):
         raise TypeError(f"{name} has dtype {array.dtype}; accepted are {DTYPES}")
     return array
+
+
+def broadcasts(shape: tuple[int, ...], against: tuple[int, ...]) -> bool:
+    """Whether NumPy's rules broadcast a shape to another one. (numpy.broadcast_shapes takes 32 dimensions, arrays have 64.)"""
+    pairs = zip(reversed(shape), reversed(against))
+    return len(shape) <= len(against) and all(a in (1, b) for a, b in pairs)
 
 
 def check_parameter(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
@@ -77,25 +94,24 @@ def check_parameter(name: str, value: Any, shape: tuple[int, ...], dtype: np.dty
     if value is None:
         return None
     array = check_array(name, value)
-    try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts(array.shape, shape):
         raise ValueError(f"{name} of shape {array.shape} cannot be broadcast to x of shape {shape}")
     with np.errstate(all="ignore"):
         return np.require(array, dtype, "A")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`out` as an ndarray proper: what a subclass says of itself need not be what its memory is."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a numpy.ndarray or None, got {type(out).__name__}")
-    if out.dtype.newbyteorder("=") != dtype:
+    out = np.asarray(out)
+    if out.dtype.kind != "f" or out.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"out has dtype {out.dtype}; the result is {dtype}")
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; the result has shape {shape}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; a writeable array is needed")
+    return out
 
 
 def compute_dtype(x: np.ndarray) -> np.dtype:
@@ -112,7 +128,7 @@ def is_native(array: np.ndarray, dtype: np.dtype) -> bool:
 
 def same_elements(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether every element of a is at the same place as that of b."""
-    return a.__array_interface__["data"] == b.__array_interface__["data"] and a.strides == b.strides
+    return _core.same_place(a, b) and a.strides == b.strides
 
 
 def arranged(array: np.ndarray | None, shape: tuple[int, ...], order: list[int]) -> np.ndarray | None:
@@ -128,39 +144,42 @@ def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]
 def plan_forward(
     x: Any, scale: Any, offset: Any, axis: Any, epsilon: Any, out: Any, return_stats: bool
 ) -> Any:
+    return_stats = bool(return_stats)  # Foreign code runs before the checks, never after them.
     if any(is_foreign(a) for a in (x, scale, offset)):
         return dispatch(x, scale, offset, axis, epsilon, out, return_stats)
-    x = check_array("x", x)
-    dtype = compute_dtype(x)
-    axes = check_axes(axis, x.ndim)
     epsilon = check_epsilon(epsilon)
+    x = check_array("x", x)
+    axes = check_axes(axis, x.ndim)
+    scale, offset = (
+        None if value is None else check_array(name, value)
+        for name, value in (("scale", scale), ("offset", offset))
+    )
+    dtype = compute_dtype(x)
     scale = check_parameter("scale", scale, x.shape, dtype)
     offset = check_parameter("offset", offset, x.shape, dtype)
-    if out is not None:
-        check_out(out, x.shape, dtype)
-    result = out
-    if out is None or not is_native(out, dtype):
-        out = np.empty_like(x, dtype, subok=False)
+    result, given = out, None if out is None else check_out(out, x.shape, dtype)
+    out = given if given is not None and is_native(given, dtype) else np.empty_like(x, dtype, subok=False)
+    if given is None:
+        result = out
     mean = rstd = None
     if return_stats:
         mean, rstd = (np.full(kept_shape(x.shape, axes), np.nan) for _ in range(2))
+        result = result, mean, rstd
     if x.size:
         if scale is not None and np.may_share_memory(scale, out):
             scale = scale.copy()
         if offset is not None and np.may_share_memory(offset, out):
             offset = offset.copy()
         # What the kernels cannot read, NumPy copies (and casts) to where the result goes; then it is done in place.
-        if not is_native(x, dtype) or (np.may_share_memory(x, out) and not same_elements(x, out)):
-            np.copyto(out, x, casting="unsafe")
-            x = out
+        copied = not is_native(x, dtype) or (np.may_share_memory(x, out) and not same_elements(x, out))
         order = [d for d in range(x.ndim) if d not in axes] + list(axes)
         scale, offset = arranged(scale, x.shape, order), arranged(offset, x.shape, order)
-        _core.forward(x.transpose(order), scale, offset, out.transpose(order), mean, rstd, len(axes), epsilon)
-    if result is None:
-        result = out
-    elif result is not out:
-        result[...] = out
-    return (result, mean, rstd) if return_stats else result
+        x, y = x.transpose(order), out.transpose(order)
+        # All that needs memory has it now: nothing below fails after out is written.
+        _core.forward(x, scale, offset, y, mean, rstd, len(axes), epsilon, copied)
+    if given is not None and given is not out:
+        given[...] = out
+    return result
 
 
 def plan_backward(
@@ -172,12 +191,21 @@ def plan_backward(
                 f"{name} is a {type(value).__name__}, and layer_norm_backward takes NumPy arrays only; "
                 f"convert it first, or apply layer_norm_backward to each of its blocks"
             )
-    x = check_array("x", x)
-    dtype = compute_dtype(x)
-    axes = check_axes(axis, x.ndim)
+    param_grads = bool(
+        param_grads
+    )  # Foreign code runs before the checks of shapes and dtypes, never after them.
     epsilon = check_epsilon(epsilon)
-    scale = check_parameter("scale", scale, x.shape, dtype)
+    x = check_array("x", x)
+    axes = check_axes(axis, x.ndim)
     dy = check_array("dy", dy)
+    mean, rstd = (
+        None if value is None else check_array(name, value)
+        for name, value in (("mean", mean), ("rstd", rstd))
+    )
+    if scale is not None:
+        scale = check_array("scale", scale)
+    dtype = compute_dtype(x)
+    scale = check_parameter("scale", scale, x.shape, dtype)
     if dy.shape != x.shape:
         raise ValueError(f"dy has shape {dy.shape}; it must have the shape of x, {x.shape}")
     if (mean is None) != (rstd is None):
@@ -187,7 +215,6 @@ def plan_backward(
         )
     kept = kept_shape(x.shape, axes)
     if mean is not None:
-        mean, rstd = check_array("mean", mean), check_array("rstd", rstd)
         for name, array in (("mean", mean), ("rstd", rstd)):
             if array.shape != kept:
                 raise ValueError(
@@ -195,9 +222,8 @@ def plan_backward(
                 )
     with np.errstate(all="ignore"):
         x, dy = np.require(x, dtype, "A"), np.require(dy, dtype, "A")
-    if out is not None:
-        check_out(out, x.shape, dtype)
-    dx = out if out is not None and is_native(out, dtype) else np.empty_like(x, subok=False)
+    given = None if out is None else check_out(out, x.shape, dtype)
+    dx = given if given is not None and is_native(given, dtype) else np.empty_like(x, subok=False)
     x, dy = (a.copy() if np.may_share_memory(a, dx) and not same_elements(a, dx) else a for a in (x, dy))
     if scale is not None and np.may_share_memory(scale, dx):
         scale = scale.copy()
@@ -216,13 +242,18 @@ def plan_backward(
     dscale = doffset = None
     if param_grads:
         dscale, doffset = (np.zeros([full[d] for d in order], dtype) for _ in range(2))
+    back = tuple(order.index(d) for d in range(x.ndim))
+    moved = [a if a is None else a.transpose(back) for a in (dscale, doffset)]
+    # In C order and of the shape of scale: a copy where the axes change places, filled below.
+    grads = [a if a is None else np.ascontiguousarray(a).reshape(shape) for a in moved]
+    result = dx if given is None else out, *grads
     if x.size:
+        if mean is not None:
+            mean, rstd = (np.ascontiguousarray(a.transpose(order), np.float64) for a in (mean, rstd))
         inner = np.empty([full[d] for d in axes], np.int8)  # for its strides: bytes here are elements there
         strides = [0] * (len(varying) + len(shared)) + [
             s if n > 1 else 0 for s, n in zip(inner.strides, inner.shape)
         ]
-        if mean is not None:
-            mean, rstd = (np.ascontiguousarray(a.transpose(order), np.float64) for a in (mean, rstd))
         _core.backward(
             dy.transpose(order),
             x.transpose(order),
@@ -238,13 +269,12 @@ def plan_backward(
             len(axes),
             epsilon,
         )
-    if out is not None and dx is not out:
-        out[...] = dx
-        dx = out
-    if dscale is None or doffset is None:
-        return dx, None, None
-    back = np.argsort(order)
-    return dx, *(np.ascontiguousarray(a.transpose(back)).reshape(shape) for a in (dscale, doffset))
+    for grad, a in zip(grads, moved):
+        if grad is not None and not np.may_share_memory(grad, a):
+            np.copyto(grad.reshape(a.shape), a)
+    if given is not None and dx is not given:
+        given[...] = dx
+    return result
 
 
 # --- foreign arrays ------------------------------------------------------------------------------------------------
@@ -264,6 +294,8 @@ def dispatch(x: Any, scale: Any, offset: Any, axis: Any, epsilon: Any, out: Any,
     shape = getattr(x, "shape", None)
     if shape is None:
         return ufunc(x, 1.0 if scale is None else scale, 0.0 if offset is None else offset, epsilon, **kwargs)
+    if not (isinstance(shape, tuple) and hasattr(x, "dtype")):
+        raise TypeError(f"x is a {type(x).__name__}, which has an __array_ufunc__ but is no array")
     axes = check_axes(axis, len(shape))
     dtype = np.dtype(np.float32) if np.dtype(x.dtype) == np.float32 else np.dtype(np.float64)
     inner = tuple(shape[d] for d in axes)
@@ -276,6 +308,10 @@ def dispatch(x: Any, scale: Any, offset: Any, axis: Any, epsilon: Any, out: Any,
             return np.broadcast_to(dtype.type(default), (math.prod(inner),))
         if not is_foreign(value):
             value = check_parameter(name, value, tuple(shape), dtype)
+        elif not all(hasattr(value, part) for part in ("shape", "ndim", "astype", "reshape")):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, which has an __array_ufunc__ but is no array"
+            )
         if last and value.ndim and value.shape[-1] == shape[-1]:
             return value.astype(dtype)
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape).astype(dtype)

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import properties as p
 from ._core import layer_norm, layer_norm_backward
+from .functional import check_array
 from .properties import Checked, Constant, Learnable, Property, Rule, describe
 
 PARAMETERS = ("offset", "scale")
@@ -41,12 +42,18 @@ def _channel_values(value: Any) -> np.ndarray | None:
     """One value per channel, copied, because solvers change it in place."""
     if value is None:
         return None
-    array = np.array(value)
+    array = np.asarray(value)
     if array.dtype.kind not in "biuf" or isinstance(value, np.ma.MaskedArray):  # A mask would be ignored.
         raise TypeError
     if array.size == 0 or array.size != max(array.shape, default=0):
         raise ValueError
-    return array.reshape(-1)
+    return np.array(array).reshape(-1)
+
+
+def _shape(name: str, data: Any) -> tuple[int, ...]:
+    """The shape of data in the layer's format, also of an array type other than NumPy's."""
+    shape = getattr(data, "shape", None)
+    return shape if isinstance(shape, tuple) else check_array(name, data).shape
 
 
 def _dtype(value: Any) -> np.dtype:
@@ -56,6 +63,12 @@ def _dtype(value: Any) -> np.dtype:
 
 
 def _is_rng(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, (list, tuple)) and not all(isinstance(word, numbers.Integral) for word in value):
+        raise TypeError  # NumPy's recursion into lists in themselves ends in a crash.
+    if issubclass(type(value), np.ndarray) and value.dtype.kind not in "iu":
+        raise TypeError
     np.random.default_rng(value)  # For its errors: NumPy says what it takes.
     return True
 
@@ -234,12 +247,13 @@ class LayerNormalizationLayer(Checked):
             size, count = state[name].size, state["num_channels"]
             if count not in ("auto", size):
                 raise ValueError(
-                    f"{name} must have one value per channel: {size} values, num_channels = {count}"
+                    f"{name} must have one value per channel: {size} values, num_channels = {describe(count)}"
                 )
             state["num_channels"] = size
-        self._state = state
-        self._plans: dict[int, Plan] = {}
-        self._filling: dict[str, dict[str, Any]] = {}  # in this order, see _fill
+        # Made first: where there is no memory for them, nothing has changed.
+        plans: dict[int, Plan] = {}
+        filling: dict[str, dict[str, Any]] = {}  # in this order, see _fill
+        self._state, self._plans, self._filling = state, plans, filling
 
     def initialize(self, data: Any) -> LayerNormalizationLayer:
         """Fix the number of channels, and fill what is empty of `scale` and `offset` by the initializers.
@@ -269,13 +283,15 @@ class LayerNormalizationLayer(Checked):
         if isinstance(data, numbers.Integral):
             self._fill(data)
         else:
-            self._resolve(np.shape(data))
+            self._resolve(_shape("data", data))
         return self
 
     def _fill(self, num_channels: Any) -> None:
         count = self._properties["num_channels"].check(num_channels)
         if self.num_channels not in ("auto", count):
-            raise ValueError(f"data must have num_channels = {self.num_channels} channels, not {count}")
+            raise ValueError(
+                f"data must have num_channels = {describe(self.num_channels)} channels, not {describe(count)}"
+            )
         # Where the first data comes in several threads at once, all take what the first of them filled in.
         filling = self._filling
         empty = [name for name in ("scale", "offset") if self._state[name] is None]
@@ -311,11 +327,28 @@ class LayerNormalizationLayer(Checked):
         return plan
 
     def _plan(self, x: Any) -> Plan:
-        shape = x.shape if hasattr(x, "shape") else np.shape(x)  # np.shape alone takes 0.1 µs longer.
+        shape = x.shape if type(x) is np.ndarray else _shape("x", x)
         plan = self._plans.get(len(shape)) or self._resolve(shape)
         if shape[plan.channel] != plan.num_channels:
             self._fill(shape[plan.channel])  # Raises: the number of channels is fixed.
         return plan
+
+    def _normalize(self, x: Any, out: np.ndarray | None = None, return_stats: bool = False) -> Any:
+        """y; with statistics, all that backward needs is kept. Data that is refused does not initialize an empty layer."""
+        before = self._state
+        plan = self._plan(x)
+        initialized = self._state
+        try:
+            options: dict[str, Any] = dict(axis=plan.axis, epsilon=plan.epsilon, out=out)
+            if not return_stats:
+                return layer_norm(x, plan.scale, plan.offset, **options)
+            y, mean, rstd = layer_norm(x, plan.scale, plan.offset, return_stats=True, **options)
+            self._forwarded = x, mean, rstd, plan
+            return y
+        except BaseException:
+            if self._state is initialized is not before:  # else another thread has changed it since
+                self._state, self._plans = before, {}
+            raise
 
     def predict(self, x: Any, out: np.ndarray | None = None) -> Any:
         """Normalize, and keep nothing; ``layer(x)`` is the same. Its first data initializes an empty layer.
@@ -344,8 +377,7 @@ class LayerNormalizationLayer(Checked):
         array([[-1., -1.],
                [ 1.,  1.]])
         """
-        plan = self._plan(x)
-        return layer_norm(x, plan.scale, plan.offset, axis=plan.axis, epsilon=plan.epsilon, out=out)
+        return self._normalize(x, out=out)
 
     __call__ = predict
 
@@ -368,12 +400,7 @@ class LayerNormalizationLayer(Checked):
         TypeError, ValueError
             As `predict` does.
         """
-        plan = self._plan(x)
-        y, mean, rstd = layer_norm(
-            x, plan.scale, plan.offset, axis=plan.axis, epsilon=plan.epsilon, return_stats=True
-        )
-        self._forwarded = x, mean, rstd, plan
-        return y
+        return self._normalize(x, return_stats=True)
 
     def backward(self, dy: Any, accumulate: bool = False) -> Any:
         """The gradient with respect to the input of the last `forward`; sets the gradients of `learnables`.
@@ -415,10 +442,13 @@ class LayerNormalizationLayer(Checked):
         dx, dscale, doffset = layer_norm_backward(
             dy, x, plan.scale, axis=plan.axis, epsilon=plan.epsilon, mean=mean, rstd=rstd
         )
+        gradients = {}
         for learnable, gradient in zip(self.learnables, (doffset, dscale), strict=True):
-            gradient = np.asarray(gradient, self.dtype).reshape(-1)
-            kept = learnable.gradient if accumulate else None
-            learnable.gradient = gradient if kept is None else kept + gradient
+            with np.errstate(all="ignore"):
+                gradient = np.asarray(gradient, self.dtype).reshape(-1)
+                kept = learnable.gradient if accumulate else None
+                gradients[f"{learnable.name}_gradient"] = gradient if kept is None else kept + gradient
+        self._assign(gradients)  # Both or, where there is no memory, neither.
         return dx
 
     @property
@@ -427,9 +457,9 @@ class LayerNormalizationLayer(Checked):
         return _LayerLearnable(self, "offset"), _LayerLearnable(self, "scale")
 
     def _factor(self, parameter: str, factor: str) -> str:
-        if parameter not in PARAMETERS:
+        if not (isinstance(parameter, str) and parameter in PARAMETERS):
             raise ValueError(
-                f"parameter must be one of {', '.join(map(repr, PARAMETERS))}, not {parameter!r}"
+                f"parameter must be one of {', '.join(map(repr, PARAMETERS))}, not {describe(parameter)}"
             )
         return f"{parameter}_{factor}"
 
@@ -476,9 +506,10 @@ class LayerNormalizationLayer(Checked):
         TypeError, ValueError
             If names, dtypes, shapes or the number of channels do not fit. The layer is unchanged then.
         """
-        if set(state) != set(PARAMETERS):
-            raise ValueError(f"the state of a layer must have the names {PARAMETERS}, not {tuple(state)}")
-        values = {name: state[name] if np.size(state[name]) else None for name in PARAMETERS}
+        if not isinstance(state, Mapping) or {*state} != {*PARAMETERS}:
+            raise ValueError(f"state must be a mapping with the names {PARAMETERS}, not {describe(state)}")
+        empty = {name: isinstance(state[name], np.ndarray) and not state[name].size for name in PARAMETERS}
+        values = {name: None if empty[name] else state[name] for name in PARAMETERS}
         self._assign({name: self._properties[name].check(value) for name, value in values.items()})
 
     # Plans can be made again, and the input of a forward may be too large to be carried along.

@@ -11,10 +11,12 @@ import numpy as np
 
 
 def describe(value: Any) -> str:
-    """A value as errors and displays show it: an array by its shape and dtype."""
-    if isinstance(value, np.ndarray):
-        return f"{value.shape} {value.dtype}"
-    text = repr(value)
+    """A value as errors and displays show it: an array by its shape and dtype, what has no repr by its type."""
+    try:
+        text = f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else repr(value)
+    except Exception:  # An int may have more digits than Python writes, and a class anything.
+        text = f"{type(value).__name__} without a repr"
+    text = text.replace("\n", " ")
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -27,8 +29,8 @@ class Rule(NamedTuple):
     convert: Callable[[Any], Any] = lambda value: value
 
     def accept(self, value: Any) -> Any:
-        # bool is an int to Python, but no number or count to anybody who sets a property.
-        if isinstance(value, bool) or not isinstance(value, self.kind):
+        # bool is an int to Python, timedelta64 one to NumPy, but neither is a number to anybody who sets a property.
+        if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, self.kind):
             raise TypeError
         kept = self.convert(value)
         if not self.test(kept):
@@ -70,7 +72,7 @@ class Property:
     def check(self, value: Any) -> Any:
         try:
             return self.rule.accept(value)
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{self.name} must be {self.rule.text}, not {describe(value)}") from None
 
@@ -89,7 +91,7 @@ class Constant:
 
     def __set__(self, owner: Any, value: Any) -> None:
         raise AttributeError(
-            f"{self.name} is read-only and always {self.value!r}: it cannot be set to {value!r}"
+            f"{self.name} is read-only and always {self.value!r}: it cannot be set to {describe(value)}"
         )
 
 
@@ -140,14 +142,14 @@ def source(value: Any) -> str:
 
 def _weights(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" or isinstance(value, np.ma.MaskedArray):  # A mask would be ignored.
         raise TypeError
     return array
 
 
 def _gradient(value: Any) -> np.ndarray | None:
     array = None if value is None else np.asarray(value)
-    if array is not None and array.dtype.kind not in "fiu":
+    if array is not None and (array.dtype.kind not in "fiu" or isinstance(value, np.ma.MaskedArray)):
         raise TypeError
     return array
 

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from .properties import FRACTION, NOT_NEGATIVE, POSITIVE, Checked, Learnable, Property, number, one_of
+from .properties import (
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Checked,
+    Learnable,
+    Property,
+    describe,
+    number,
+    one_of,
+)
 
 
 class HasLearnables(Protocol):
@@ -26,6 +36,14 @@ def _members(items: tuple[Learnable | HasLearnables, ...]) -> Iterator[Learnable
             if learnable.value is None:
                 raise ValueError(f"learnable {learnable.name!r} is empty: initialize its layer first")
             yield learnable
+
+
+def _state_array(key: str, value: Any) -> np.ndarray:
+    """A copy of an array of a state."""
+    try:
+        return np.array(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the state of a solver has arrays, {key!r} is none: {error}") from None
 
 
 class Solver(Checked):
@@ -82,18 +100,24 @@ class Solver(Checked):
             gradient is no error where the learn-rate factor is 0.
         """
         members = {f"{i}.{member.name}": member for i, member in enumerate(_members(learnables))}
-        moments = self._moments_of(members)
+        moments = {key: moment.copy() for key, moment in self._moments_of(members).items()}
         gradients = self._limited({key: self._gradient(member) for key, member in members.items()})
-        self._moments = moments
-        self._steps += 1
-        for key, member in members.items():
-            if member.learn_rate_factor > 0:
+        updated = {key: member for key, member in members.items() if member.learn_rate_factor > 0}
+        # A step that breaks off, for want of memory or on Ctrl-C, is undone: values come from these copies.
+        undo = [(member.value, member.value.copy()) for member in updated.values()]
+        steps = self._steps + 1
+        try:
+            for key, member in updated.items():
                 rate = self.learn_rate * member.learn_rate_factor
-                self._update(
-                    member.value, gradients[key], rate, *(moments[f"{key}.{name}"] for name in self.moments)
-                )
+                of_member = (moments[f"{key}.{name}"] for name in self.moments)
+                self._update(member.value, gradients[key], rate, steps, *of_member)
+            self._moments, self._steps = moments, steps
+        except BaseException:
+            for value, before in reversed(undo):
+                np.copyto(value, before)
+            raise
 
-    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, *moments: np.ndarray) -> None:
+    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, step: int, *moments: np.ndarray) -> None:
         raise NotImplementedError
 
     def _moments_of(self, members: dict[str, Learnable]) -> dict[str, np.ndarray]:
@@ -126,6 +150,8 @@ class Solver(Checked):
                 f"the gradient of learnable {member.name!r} has shape {shapes}: they must be equal"
             )
         decay = self.l2_regularization * member.l2_factor
+        if not member.value.flags.writeable and member.learn_rate_factor > 0:
+            raise ValueError(f"the value of learnable {member.name!r} has become read-only")
         return member.gradient.astype(member.value.dtype, copy=False) + decay * member.value
 
     def _limited(self, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -177,17 +203,19 @@ class Solver(Checked):
             If it is not the state of such a solver, which is unchanged then. Whether it fits the learnables
             is seen at the next step.
         """
-        moments = {key: np.array(state[key]) for key in state if key != "steps"}
+        if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+            raise ValueError(f"state must be a mapping from names to arrays, not {describe(state)}")
+        moments = {key: _state_array(key, state[key]) for key in state if key != "steps"}
         keys = {key.rpartition(".")[0] for key in moments}
-        steps = np.asarray(state["steps"]) if "steps" in state else np.array(None)
+        steps = _state_array("steps", state["steps"]) if "steps" in state else np.array(None)
         if steps.shape or steps.dtype.kind not in "iu" or steps < 0:
-            raise ValueError(f"the state of a solver has a count of steps, not {steps}")
+            raise ValueError(f"the state of a solver has a count of steps, not {describe(steps)}")
         if moments.keys() != {f"{key}.{name}" for key in keys for name in self.moments}:
             raise ValueError(
                 f"the state of {type(self).__name__} has {self.moments} of each learnable, not {[*moments]}"
             )
         if any(moment.dtype.kind != "f" for moment in moments.values()):
-            raise ValueError("the moments of a solver are arrays of floats")
+            raise ValueError("the moments in the state of a solver are arrays of floats")
         self._moments, self._steps = moments, int(steps)
 
 
@@ -222,7 +250,7 @@ class SGDM(Solver):
     learn_rate = Property(0.01, NOT_NEGATIVE)
     momentum = Property(0.9, FRACTION)
 
-    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, *moments: np.ndarray) -> None:
+    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, step: int, *moments: np.ndarray) -> None:
         (v,) = moments
         v *= self.momentum
         v -= rate * g
@@ -258,7 +286,7 @@ class RMSProp(Solver):
     squared_gradient_decay_factor = Property(0.9, FRACTION)
     epsilon = Property(1e-8, POSITIVE)
 
-    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, *moments: np.ndarray) -> None:
+    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, step: int, *moments: np.ndarray) -> None:
         (s,) = moments
         rho = self.squared_gradient_decay_factor
         s *= rho
@@ -307,12 +335,12 @@ class Adam(Solver):
     squared_gradient_decay_factor = Property(0.999, FRACTION)
     epsilon = Property(1e-8, POSITIVE)
 
-    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, *moments: np.ndarray) -> None:
+    def _update(self, w: np.ndarray, g: np.ndarray, rate: float, step: int, *moments: np.ndarray) -> None:
         m, v = moments
         beta1, beta2 = self.gradient_decay_factor, self.squared_gradient_decay_factor
         m *= beta1
         m += (1 - beta1) * g
         v *= beta2
         v += (1 - beta2) * g**2
-        correction = math.sqrt(1 - beta2**self._steps) / (1 - beta1**self._steps)
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
         w -= rate * correction * m / (np.sqrt(v) + self.epsilon)
