@@ -51,7 +51,7 @@ INLINE void sum_lane(Lane *lane, const Columns *at, ptrdiff_t l, int what)
     const ptrdiff_t n = at->n;
     *lane = (Lane){0};
     if (what == FIRST || what == ALL_SHORT) {
-        for (ptrdiff_t j = l; j < n && (what == ALL_SHORT || j < LANES); j += LANES) {
+        for (ptrdiff_t j = l; j < n && (what == ALL_SHORT || j < CENTER); j += LANES) {
             D wide[PARTS];
             widen(wide, load(at->x + j * at->x_step));
             for (int i = 0; i < PARTS; i++) {
@@ -136,7 +136,7 @@ INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, con
     } else {
         sum_columns(sums, &at, FIRST);
         for (int i = 0; i < W; i++)
-            center[i] = (T)(sums[0][i] / (double)(at.n < LANES ? at.n : LANES));
+            center[i] = (T)(sums[0][i] / (double)(at.n < CENTER ? at.n : CENTER));
         at.center = load(center);
         sum_columns(sums, &at, ALL);
     }

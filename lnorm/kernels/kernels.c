@@ -26,6 +26,9 @@
    number is part of the result: another one gives other bits. */
 #define LANES 32
 
+/* Elements of a row whose mean the sums are centred on: two of each lane. */
+#define CENTER (2 * LANES)
+
 enum { LINE = 64 }; /* bytes of a cache line */
 
 enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
