@@ -432,7 +432,7 @@ cdef void long_write_task(const lnorm_job *job, const lnorm_kernels *kernels, pt
     lnorm_fp_leave(host)
 
 
-cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept nogil:
+cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept:
     """Fewer rows than threads, long ones: the threads share each of them. False, and nothing is done, without memory."""
     cdef ptrdiff_t segments = (job.n + LNORM_SEGMENT - 1) // LNORM_SEGMENT, i
     cdef int t, shares = <int>min(<ptrdiff_t>threads, segments)
@@ -440,38 +440,33 @@ cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff
     cdef char *sums = <char *>malloc(segments * LNORM_SUMS_BYTES)
     if sums == NULL:
         return False
-    for i in range(observations):
-        for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
-            long_sums_task(job, kernels, i, segments * t // shares, segments * (t + 1) // shares, sums)
-        kernels.long_stats(job, i, segments, sums, &row)
-        for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
-            long_write_task(job, kernels, i, segments * t // shares * LNORM_SEGMENT,
-                            min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), &row)
+    # Here and not in a nogil function, where Cython asks PyGILState_Check, which is wrong beside sub-interpreters.
+    with nogil:
+        for i in range(observations):
+            for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
+                long_sums_task(job, kernels, i, segments * t // shares, segments * (t + 1) // shares, sums)
+            kernels.long_stats(job, i, segments, sums, &row)
+            for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
+                long_write_task(job, kernels, i, segments * t // shares * LNORM_SEGMENT,
+                                min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), &row)
     free(sums)
     return True
 
 
-cdef void share_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept nogil:
-    cdef int t
-    if observations < threads and job.n > LNORM_SEGMENT and share_rows(job, kernels, observations, threads):
-        return
-    threads = <int>min(<ptrdiff_t>threads, observations)
-    if threads == 1:
-        kernels.forward(job, 0, observations)
-    else:
-        for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
-            forward_task(job, kernels, observations * t // threads, observations * (t + 1) // threads)
-
-
 cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations) noexcept:
     cdef ptrdiff_t elements = observations * job.n
-    cdef int threads = num_threads() if elements >= PARALLEL_ELEMENTS else 1
+    cdef int t, threads = num_threads() if elements >= PARALLEL_ELEMENTS else 1
     cdef lnorm_fpenv host = lnorm_fp_enter()
     if elements < NOGIL_ELEMENTS:
         kernels.forward(job, 0, observations)
-    else:
+    elif not (observations < threads and job.n > LNORM_SEGMENT and share_rows(job, kernels, observations, threads)):
+        threads = <int>min(<ptrdiff_t>threads, observations)
         with nogil:
-            share_forward(job, kernels, observations, threads)
+            if threads == 1:
+                kernels.forward(job, 0, observations)
+            else:
+                for t in prange(threads, num_threads=threads, schedule="static", chunksize=1):
+                    forward_task(job, kernels, observations * t // threads, observations * (t + 1) // threads)
     lnorm_fp_leave(host)
 
 
@@ -1046,8 +1041,10 @@ cdef object make_ufunc(UfuncTables *tables, bint stats, const char *signature, c
     )
 
 
+# Under the names that they have here, by which pickle finds them: dask sends them to other processes.
 layer_norm_ufunc = make_ufunc(
-    &tables_plain, False, "(n),(n),(n),()->(n)", "layer_norm", "y of (x, scale, offset, epsilon), over the last axis"
+    &tables_plain, False, "(n),(n),(n),()->(n)", "layer_norm_ufunc",
+    "y of (x, scale, offset, epsilon), over the last axis",
 )
 layer_norm_stats = make_ufunc(
     &tables_stats, True, "(n),(n),(n),()->(n),(),()", "layer_norm_stats",

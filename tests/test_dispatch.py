@@ -1,5 +1,7 @@
 """Array types with their own __array_ufunc__ are handed the call and are never loaded silently."""
 
+import pickle
+
 import dask
 import dask.array as da
 import numpy as np
@@ -128,3 +130,9 @@ def test_other_subclasses_are_base_arrays(kind, tmp_path):
     assert type(y) is np.ndarray
     assert bits(y) == bits(lnorm.layer_norm(X, SCALE).reshape(48, 33))
     assert [type(g) for g in lnorm.layer_norm_backward(x, x, SCALE)] == [np.ndarray] * 3
+
+
+@pytest.mark.parametrize("name", ["layer_norm_ufunc", "layer_norm_stats"])
+def test_what_dask_gets_can_be_sent_to_other_processes(name):
+    ufunc = getattr(lnorm._core, name)
+    assert pickle.loads(pickle.dumps(ufunc)) is ufunc

@@ -45,8 +45,10 @@ def run(name, settings):
     return "leaves a process behind", said
 
 
-def main(doc, settings):
-    """Each case under each of the settings (dicts of environment variables), again until the time is over."""
+def main(doc, settings, **special):
+    """Each case under each of the settings (dicts of environment variables), again until the time is over.
+
+    `special` has what a case has instead: a function of the number of the round."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=0, help="repeat the whole for so long")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
@@ -60,7 +62,8 @@ def main(doc, settings):
         return 0
     end, tried, failed, skipped = time.monotonic() + 60 * arguments.minutes, 0, [], {}
     for again in itertools.count():
-        for name, setting in itertools.product(arguments.only, settings):
+        round_ = [(name, s) for name in arguments.only for s in special.get(name, lambda _: settings)(again)]
+        for name, setting in round_:
             if again and time.monotonic() > end:
                 break
             wrong, said = run(name, setting)
