@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import importlib.resources
 import itertools
@@ -228,7 +229,7 @@ def normalize_file(
             if path is not None
         }
         for name, parameter in parameters.items():
-            if not _broadcasts(parameter.shape, x.shape):
+            if not lnorm.functional.broadcasts(parameter.shape, x.shape):
                 raise ValueError(
                     f"{name} of shape {parameter.shape} ({parameter.path}) does not broadcast against "
                     f"x of shape {x.shape} ({x.path})"
@@ -277,14 +278,24 @@ class _NpyReader:
         file = self._file
         try:
             version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0), (3, 0)):
+                raise ValueError(f"its format has version {version}")
             # Version 3 differs from 2 in field names only, and arrays of records are refused below.
             read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
                 version, np.lib.format.read_array_header_2_0
             )
             self.shape, self.fortran_order, self.dtype = read_header(file)
-            if min(self.shape, default=0) < 0:
-                raise ValueError(f"its shape is {self.shape}")
-        except (ValueError, SyntaxError, tokenize.TokenError) as error:
+            # NumPy's own limits, which hold for empty arrays too.
+            count = math.prod(max(1, n) for n in self.shape)
+            if (
+                any(isinstance(n, bool) or n < 0 for n in self.shape)
+                or len(self.shape) > 64
+                or count * max(1, self.dtype.itemsize, 8) > sys.maxsize
+            ):
+                raise ValueError(f"no array has the shape {lnorm.properties.describe(self.shape)}")
+            if self.dtype.shape:
+                raise ValueError(f"its elements are arrays, of dtype {self.dtype}")
+        except (ValueError, TypeError, SyntaxError, RecursionError, tokenize.TokenError) as error:
             raise ValueError(f"{self.path}: not a .npy file that can be read: {error}") from None
         if self.dtype.hasobject:
             raise ValueError(f"{self.path}: holds pickled objects, which are never loaded; save numbers")
@@ -325,6 +336,8 @@ class _Replacement:
         self._target = os.path.realpath(path)
         if os.path.exists(self._target) and not os.path.isfile(self._target):
             raise ValueError(f"{path}: is there, but is no regular file, and is not replaced")
+        if os.path.exists(self._target) and not os.access(self._target, os.W_OK):
+            raise PermissionError(errno.EACCES, "is read-only, and is not replaced", path)
         # The same directory, because a rename does not cross file systems.
         self._path = os.path.join(os.path.dirname(self._target), f"lnorm-{uuid.uuid4().hex}.tmp")
 
@@ -350,18 +363,13 @@ class _Replacement:
                 os.unlink(self._path)
 
 
-def _broadcasts(shape: tuple[int, ...], against: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, against) == against
-    except ValueError:
-        return False
-
-
 def _boxes(shape: tuple[int, ...], axes: set[int], fortran_order: bool, observations: int) -> Iterator[Box]:
     """Cut an array into boxes of at most so many whole observations.
 
     The axes whose neighbours are nearest in the file come first, which makes the runs of a box the longest.
     """
+    if 0 in shape:
+        return
     sides = list(shape)
     for a in range(len(shape)) if fortran_order else reversed(range(len(shape))):
         if a not in axes:

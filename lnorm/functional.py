@@ -84,7 +84,7 @@ def check_array(name: str, value: Any) -> np.ndarray:
 
 
 def broadcasts(shape: tuple[int, ...], against: tuple[int, ...]) -> bool:
-    """Whether NumPy's rules broadcast a shape to another one. (numpy.broadcast_shapes takes 32 dimensions, arrays have 64.)"""
+    """Whether NumPy broadcasts one shape to the other. (numpy.broadcast_shapes takes no more than 32 dimensions.)"""
     pairs = zip(reversed(shape), reversed(against))
     return len(shape) <= len(against) and all(a in (1, b) for a, b in pairs)
 
@@ -246,6 +246,11 @@ def plan_backward(
     moved = [a if a is None else a.transpose(back) for a in (dscale, doffset)]
     # In C order and of the shape of scale: a copy where the axes change places, filled below.
     grads = [a if a is None else np.ascontiguousarray(a).reshape(shape) for a in moved]
+    copies = [
+        (grad.reshape(a.shape), a)
+        for grad, a in zip(grads, moved)
+        if grad is not None and not np.may_share_memory(grad, a)
+    ]
     result = dx if given is None else out, *grads
     if x.size:
         if mean is not None:
@@ -269,9 +274,8 @@ def plan_backward(
             len(axes),
             epsilon,
         )
-    for grad, a in zip(grads, moved):
-        if grad is not None and not np.may_share_memory(grad, a):
-            np.copyto(grad.reshape(a.shape), a)
+    for grad, a in copies:
+        np.copyto(grad, a)
     if given is not None and dx is not given:
         given[...] = dx
     return result

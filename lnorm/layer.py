@@ -314,17 +314,29 @@ class LayerNormalizationLayer(Checked):
                 f"data_format must have one label per dimension of the data: {labels!r}, {shape}; set it"
             )
         channel = labels.index("C")
+        before = self._state
         self._fill(shape[channel])
         # In this order: another thread may set a property meanwhile, and no plan may outlive its state.
         plans, state = self._plans, self._state
-        normalized = NORMALIZED[state["operation_dimension"]](labels)
-        axis = tuple(i - len(labels) for i, label in enumerate(labels) if label in normalized)
-        scale, offset = (
-            state[name].reshape(-1, *[1] * (len(labels) - channel - 1)) for name in ("scale", "offset")
-        )
-        plan = Plan(axis if len(axis) > 1 else axis[0], scale, offset, state["epsilon"], channel, scale.size)
-        plans[len(shape)] = plan
+        try:
+            normalized = NORMALIZED[state["operation_dimension"]](labels)
+            axis = tuple(i - len(labels) for i, label in enumerate(labels) if label in normalized)
+            scale, offset = (
+                state[name].reshape(-1, *[1] * (len(labels) - channel - 1)) for name in ("scale", "offset")
+            )
+            plan = Plan(
+                axis if len(axis) > 1 else axis[0], scale, offset, state["epsilon"], channel, scale.size
+            )
+            plans[len(shape)] = plan
+        except BaseException:
+            self._undo(before, state)
+            raise
         return plan
+
+    def _undo(self, before: dict[str, Any], initialized: dict[str, Any]) -> None:
+        """An empty layer is empty again, unless another thread has changed it since."""
+        if self._state is initialized is not before:
+            self._state, self._plans = before, {}
 
     def _plan(self, x: Any) -> Plan:
         shape = x.shape if type(x) is np.ndarray else _shape("x", x)
@@ -334,7 +346,7 @@ class LayerNormalizationLayer(Checked):
         return plan
 
     def _normalize(self, x: Any, out: np.ndarray | None = None, return_stats: bool = False) -> Any:
-        """y; with statistics, all that backward needs is kept. Data that is refused does not initialize an empty layer."""
+        """y; with statistics, all that backward needs is kept. Data that is refused initializes no layer."""
         before = self._state
         plan = self._plan(x)
         initialized = self._state
@@ -346,8 +358,7 @@ class LayerNormalizationLayer(Checked):
             self._forwarded = x, mean, rstd, plan
             return y
         except BaseException:
-            if self._state is initialized is not before:  # else another thread has changed it since
-                self._state, self._plans = before, {}
+            self._undo(before, initialized)
             raise
 
     def predict(self, x: Any, out: np.ndarray | None = None) -> Any:

@@ -632,6 +632,64 @@ def test_error_is_one_line_and_leaves_the_old_file(arguments, told, folder, befo
     assert os.listdir("directory") == []
 
 
+def npy(
+    descr="'<f4'", shape="(2, 3)", header="{'descr': %s, 'fortran_order': False, 'shape': %s}", version=1
+):
+    text = (header % (descr, shape) if "%" in header else header).encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text
+
+
+@pytest.mark.parametrize("axis", ["0", "-1"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(shape="(0, 10%s)" % ("0" * 30)),
+        npy(shape="(10%s, 0)" % ("0" * 30)),
+        npy(shape="(True, 3)"),
+        npy(shape="(%s)" % ("0, " * 65)),
+        npy(descr="'(2,3)f4'"),
+        npy(header="a" + ".a" * 4000),
+        npy(header="{[]: 1}"),
+        npy(version=0),
+        npy(version=9),
+    ],
+    ids=[
+        "0 x 1e31",
+        "1e31 x 0",
+        "bool",
+        "65 dimensions",
+        "subarray",
+        "deep",
+        "unhashable",
+        "v0",
+        "v9",
+    ],
+)
+def test_headers_of_what_is_no_array(data, axis, folder, before, capsys):
+    Path("bad.npy").write_bytes(data + bytes(999))
+    assert cli.main(["normalize", "bad.npy", "out.npy", "--axis", axis]) == 2
+    assert capsys.readouterr().err.startswith("lnorm: error: bad.npy: not a .npy file that can be read: ")
+    os.unlink("bad.npy")
+    assert_untouched(folder, before)
+
+
+def test_no_rows_of_a_great_length_are_done_at_once(folder):
+    Path("bad.npy").write_bytes(npy(shape="(0, 1%s)" % ("0" * 17)))
+    assert cli.main(["normalize", "bad.npy", "out.npy", "--axis", "0"]) == 0
+    assert np.load("out.npy").shape == (0, 10**17)
+
+
+def test_read_only_target_is_not_replaced(folder, before, capsys, monkeypatch):
+    os.chmod("out.npy", 0o444)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: bool(os.stat(path).st_mode & 0o200)
+    )  # root may anything
+    assert cli.main(["normalize", "in.npy", "out.npy"]) == 2
+    assert capsys.readouterr().err == "lnorm: error: out.npy: is read-only, and is not replaced\n"
+    os.chmod("out.npy", 0o644)
+    assert_untouched(folder, before)
+
+
 def test_error_of_a_process_has_no_traceback(folder, before):
     done = run("normalize", "short.npy", "out.npy", cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")

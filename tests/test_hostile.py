@@ -21,7 +21,7 @@ ENDLESS = 10**5000
 def test_an_axis_beyond_every_int_is_an_axis_error(axis, x, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", lambda what: pytest.fail(f"unraisable: {what.exc_value}"))
     for call in (lambda: lnorm.layer_norm(x, axis=axis), lambda: lnorm.layer_norm_backward(x, x, axis=axis)):
-        with pytest.raises(np.exceptions.AxisError, match="^axis: .* is out of bounds"):
+        with pytest.raises(np.exceptions.AxisError, match=r"^axis: .* is out of bounds"):
             call()
 
 
@@ -55,8 +55,8 @@ def test_the_error_names_the_argument(call, name):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-# A flag whose truth spoils the arrays that were checked before; an `out` and a class that lie. Kernels that believed them wrote
-# or read outside the arrays, so they run in a child.
+# A flag whose truth spoils the arrays that were checked before, and an `out` that lies. Kernels that believed them
+# wrote and read outside the arrays, so they run in a child.
 SPOILERS = """
 import numpy as np, lnorm
 def fresh():
@@ -156,7 +156,7 @@ def test_a_value_that_has_become_read_only_is_no_half_step():
     a.gradient = b.gradient = np.ones(3)
     solver = lnorm.SGDM()
     b.value.flags.writeable = False
-    with pytest.raises(ValueError, match="'b'.*read-only"):
+    with pytest.raises(ValueError, match=r"'b'.*read-only"):
         solver.step(a, b)
     assert a.value.tolist() == [1, 1, 1] and solver.state_dict() == {"steps": 0}
     b.learn_rate_factor = 0
