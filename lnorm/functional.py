@@ -157,9 +157,9 @@ def plan_forward(
     dtype = compute_dtype(x)
     scale = check_parameter("scale", scale, x.shape, dtype)
     offset = check_parameter("offset", offset, x.shape, dtype)
-    result, given = out, None if out is None else check_out(out, x.shape, dtype)
-    out = given if given is not None and is_native(given, dtype) else np.empty_like(x, dtype, subok=False)
-    if given is None:
+    result, target = out, None if out is None else check_out(out, x.shape, dtype)
+    out = target if target is not None and is_native(target, dtype) else np.empty_like(x, dtype, subok=False)
+    if target is None:
         result = out
     mean = rstd = None
     if return_stats:
@@ -177,8 +177,8 @@ def plan_forward(
         x, y = x.transpose(order), out.transpose(order)
         # All that needs memory has it now: nothing below fails after out is written.
         _core.forward(x, scale, offset, y, mean, rstd, len(axes), epsilon, copied)
-    if given is not None and given is not out:
-        given[...] = out
+    if target is not None and target is not out:
+        target[...] = out
     return result
 
 
@@ -222,8 +222,8 @@ def plan_backward(
                 )
     with np.errstate(all="ignore"):
         x, dy = np.require(x, dtype, "A"), np.require(dy, dtype, "A")
-    given = None if out is None else check_out(out, x.shape, dtype)
-    dx = given if given is not None and is_native(given, dtype) else np.empty_like(x, subok=False)
+    target = None if out is None else check_out(out, x.shape, dtype)
+    dx = target if target is not None and is_native(target, dtype) else np.empty_like(x, subok=False)
     x, dy = (a.copy() if np.may_share_memory(a, dx) and not same_elements(a, dx) else a for a in (x, dy))
     if scale is not None and np.may_share_memory(scale, dx):
         scale = scale.copy()
@@ -240,18 +240,18 @@ def plan_backward(
     shared = [d for d in range(x.ndim) if d not in axes and full[d] == 1]
     order = varying + shared + list(axes)
     dscale = doffset = None
+    grads: list[np.ndarray | None] = [None, None]
+    copies = []
     if param_grads:
         dscale, doffset = (np.zeros([full[d] for d in order], dtype) for _ in range(2))
-    back = tuple(order.index(d) for d in range(x.ndim))
-    moved = [a if a is None else a.transpose(back) for a in (dscale, doffset)]
-    # In C order and of the shape of scale: a copy where the axes change places, filled below.
-    grads = [a if a is None else np.ascontiguousarray(a).reshape(shape) for a in moved]
-    copies = [
-        (grad.reshape(a.shape), a)
-        for grad, a in zip(grads, moved)
-        if grad is not None and not np.may_share_memory(grad, a)
-    ]
-    result = dx if given is None else out, *grads
+        back = tuple(order.index(d) for d in range(x.ndim))
+        for i, a in enumerate((dscale.transpose(back), doffset.transpose(back))):
+            # In C order and of the shape of scale: a copy where the axes change places, filled below.
+            grad = np.ascontiguousarray(a)
+            grads[i] = grad.reshape(shape)
+            if not np.may_share_memory(grad, a):
+                copies.append((grad.reshape(a.shape), a))
+    result = dx if target is None else out, grads[0], grads[1]
     if x.size:
         if mean is not None:
             mean, rstd = (np.ascontiguousarray(a.transpose(order), np.float64) for a in (mean, rstd))
@@ -276,8 +276,8 @@ def plan_backward(
         )
     for grad, a in copies:
         np.copyto(grad, a)
-    if given is not None and dx is not given:
-        given[...] = dx
+    if target is not None and dx is not target:
+        target[...] = dx
     return result
 
 

@@ -351,10 +351,11 @@ class LayerNormalizationLayer(Checked):
         plan = self._plan(x)
         initialized = self._state
         try:
-            options: dict[str, Any] = dict(axis=plan.axis, epsilon=plan.epsilon, out=out)
             if not return_stats:
-                return layer_norm(x, plan.scale, plan.offset, **options)
-            y, mean, rstd = layer_norm(x, plan.scale, plan.offset, return_stats=True, **options)
+                return layer_norm(x, plan.scale, plan.offset, axis=plan.axis, epsilon=plan.epsilon, out=out)
+            y, mean, rstd = layer_norm(
+                x, plan.scale, plan.offset, axis=plan.axis, epsilon=plan.epsilon, return_stats=True
+            )
             self._forwarded = x, mean, rstd, plan
             return y
         except BaseException:
