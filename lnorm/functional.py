@@ -45,9 +45,8 @@ def check_epsilon(epsilon: Any) -> float:
 def check_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     """The normalized axes as non-negative ints in ascending order, that is in C order."""
     try:
-        axes = (
-            tuple(map(operator.index, axis)) if isinstance(axis, (tuple, list)) else (operator.index(axis),)
-        )
+        # Not by map: a StopIteration of an object's own would end it early.
+        axes = tuple([operator.index(a) for a in (axis if isinstance(axis, (tuple, list)) else (axis,))])
     except TypeError:
         raise TypeError(f"axis must be an int or a tuple of ints, got {describe(axis)}") from None
     if not axes:

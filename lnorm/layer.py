@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, NamedTuple
@@ -52,7 +53,10 @@ def _channel_values(value: Any) -> np.ndarray | None:
 
 def _shape(name: str, data: Any) -> tuple[int, ...]:
     """The shape of data in the layer's format, also of an array type other than NumPy's."""
-    shape = getattr(data, "shape", None)
+    try:
+        shape = data.shape
+    except (AttributeError, ValueError):  # such as a memoryview that was released
+        shape = None
     return shape if isinstance(shape, tuple) else check_array(name, data).shape
 
 
@@ -74,9 +78,9 @@ def _is_rng(value: Any) -> bool:
 
 
 COUNT = Rule(
-    "'auto' or a positive int",
+    "'auto' or a positive int, no more than an array can have",
     (str, numbers.Integral),
-    lambda count: count == "auto" or (isinstance(count, int) and count > 0),
+    lambda count: count == "auto" or (isinstance(count, int) and 0 < count <= sys.maxsize // 8),
     lambda count: count if isinstance(count, str) else int(count),
 )
 INITIALIZER = Rule(

@@ -41,7 +41,10 @@ def _members(items: tuple[Learnable | HasLearnables, ...]) -> Iterator[Learnable
 def _state_array(key: str, value: Any) -> np.ndarray:
     """A copy of an array of a state."""
     try:
-        return np.array(value)
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            raise TypeError(f"its dtype is {array.dtype}")
+        return np.array(array)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the state of a solver has arrays, {key!r} is none: {error}") from None
 

@@ -43,6 +43,7 @@ def test_an_axis_beyond_every_int_is_an_axis_error(axis, x, monkeypatch):
         (lambda: lnorm.SGDM().load_state_dict({"steps": [[1], [2, 3]]}), "state"),
         (lambda: Layer().predict([[1, 2], [3]]), "x"),
         (lambda: Layer().initialize([[1, 2], [3]]), "data"),
+        (lambda: Layer(num_channels=2**63), "num_channels"),
         (lambda: Layer(rng=[[1], [2]]), "rng"),
         (lambda: lnorm.layer_norm(np.full((2, 2), "1", np.dtypes.StringDType())), "x"),
         (lambda: lnorm.layer_norm(X, epsilon=np.timedelta64(1)), "epsilon"),
@@ -53,6 +54,17 @@ def test_the_error_names_the_argument(call, name):
     with pytest.raises((TypeError, ValueError, AttributeError), match=rf"\b{name}\b") as caught:
         call()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+class Stops:
+    def __index__(self):
+        raise StopIteration
+
+
+def test_an_axis_that_stops_an_iteration_is_not_left_out():
+    for call in (lambda: lnorm.layer_norm(X, axis=(0, Stops())), lambda: lnorm.layer_norm(X, axis=Stops())):
+        with pytest.raises(StopIteration):
+            call()
 
 
 # A flag whose truth spoils the arrays that were checked before, and an `out` that lies. Kernels that believed them
