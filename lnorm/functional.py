@@ -273,8 +273,9 @@ def plan_backward(
             len(axes),
             epsilon,
         )
-    for grad, a in copies:
-        np.copyto(grad, a)
+    if copies:  # an iterator needs memory too
+        for grad, a in copies:
+            np.copyto(grad, a)
     if target is not None and dx is not target:
         target[...] = dx
     return result

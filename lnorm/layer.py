@@ -524,7 +524,8 @@ class LayerNormalizationLayer(Checked):
         """
         if not isinstance(state, Mapping) or {*state} != {*PARAMETERS}:
             raise ValueError(f"state must be a mapping with the names {PARAMETERS}, not {describe(state)}")
-        empty = {name: isinstance(state[name], np.ndarray) and not state[name].size for name in PARAMETERS}
+        arrays = [name for name in PARAMETERS if issubclass(type(state[name]), np.ndarray)]
+        empty = {name: name in arrays and not state[name].size for name in PARAMETERS}
         values = {name: None if empty[name] else state[name] for name in PARAMETERS}
         self._assign({name: self._properties[name].check(value) for name, value in values.items()})
 

@@ -752,7 +752,9 @@ def judge(call: str, value: str, plain: bool) -> str:
         elif name.endswith("_factor"):
             word = rf"(scale_|offset_)?{name}"
         elif call == "learnables[1], value":
-            word = "scale"
+            word = "(scale|value)"
+        elif call == "layer.load_state_dict, state":
+            word = "(state|offset)"
         if "__array_ufunc__ with a shape" in value:
             word = ""  # its own function returns nonsense
         message = "".join(error.args[:1]) if error.args and isinstance(error.args[0], str) else str(error)
