@@ -219,7 +219,7 @@ INLINE void add_wide_squares(D *sum, D *sum2, const T *x)
 {
     const D wide = load_wide(x);
     *sum += wide;
-    *sum2 = square_and_add(wide, *sum2);
+    *sum2 += wide * wide;
 }
 
 #if T_SIZE == 4

@@ -80,7 +80,6 @@
 #define settle_rest NAME(settle_rest)
 #define settle_rows NAME(settle_rows)
 #define settle_slowly NAME(settle_slowly)
-#define square_and_add NAME(square_and_add)
 #define square_root NAME(square_root)
 #define standardize NAME(standardize)
 #define stats_of NAME(stats_of)

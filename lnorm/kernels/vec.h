@@ -90,16 +90,6 @@ INLINE D square_root(D v)
 #endif
 }
 
-/* v² + sum for a v whose square is exact, so that a fused multiplication and addition gives the same bits. */
-INLINE D square_and_add(D v, D sum)
-{
-#if defined(LNORM_X86) && BYTES == 64
-    return (D)_mm512_fmadd_pd((__m512d)v, (__m512d)v, (__m512d)sum);
-#else
-    return v * v + sum;
-#endif
-}
-
 /* Writes around the caches; p is aligned to BYTES. */
 INLINE void stream_to(T *p, V v)
 {
