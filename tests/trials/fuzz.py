@@ -40,6 +40,7 @@ def build(folder, every):
     """The fuzzer's program, of kernels.c as it is."""
     program = Path(folder, "fuzz")
     if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
         kernels = KERNELS / "kernels.c"
         if not every:
             kernels = Path(folder, "one_lane.c")
