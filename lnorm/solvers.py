@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -30,8 +30,10 @@ class HasLearnables(Protocol):
 
 def _members(items: tuple[Learnable | HasLearnables, ...]) -> Iterator[Learnable]:
     for item in items:
-        for learnable in getattr(item, "learnables", (item,)):
-            if not isinstance(learnable, Learnable):
+        found: Any = getattr(item, "learnables", (item,))
+        members: Iterable[Any] = found if isinstance(found, Iterable) else (item,)
+        for learnable in members:
+            if not issubclass(type(learnable), Learnable):
                 raise TypeError(f"a solver takes Learnables and layers, not {type(learnable).__name__}")
             if learnable.value is None:
                 raise ValueError(f"learnable {learnable.name!r} is empty: initialize its layer first")
@@ -206,7 +208,7 @@ class Solver(Checked):
             If it is not the state of such a solver, which is unchanged then. Whether it fits the learnables
             is seen at the next step.
         """
-        if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        if not isinstance(state, Mapping) or not all(issubclass(type(key), str) for key in state):
             raise ValueError(f"state must be a mapping from names to arrays, not {describe(state)}")
         moments = {key: _state_array(key, state[key]) for key in state if key != "steps"}
         keys = {key.rpartition(".")[0] for key in moments}

@@ -532,7 +532,12 @@ CALLS: dict[str, Callable[[Fresh, Any], Any]] = {
     "solver.load_state_dict, key": lambda f, v: lnorm.SGDM().load_state_dict({"steps": 1, v: np.ones(2)}),
 }
 # The word that the message must have where it is not the argument's own name.
-NAMES = {"learnables": "([Ll]earnable)", "moment": "state", "key": "(state|.*hash)", "[axis]": "axis"}
+NAMES = {
+    "learnables": "([Ll]earnable)",
+    "moment": "state",
+    "key": "(state|.*hash|.*released)",
+    "[axis]": "axis",
+}
 
 # What is right although it looks hostile, of each call: names in HOSTILE. What it gives is held by the other tests.
 ACCEPTED: dict[str, str] = {

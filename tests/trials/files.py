@@ -156,7 +156,9 @@ def every_call(folder: Folder, rng: random.Random, at_most: int) -> None:
         kind = line.partition("(")[0]
         if kind in CALLS:
             counts[kind] = counts.get(kind, 0) + 1
-            if str(folder.path) in re.sub("AT_FDCWD<[^>]*>", "", line):
+            if str(folder.path) in (line := re.sub("AT_FDCWD<[^>]*>", "", line)) and re.search(
+                r"\.npy|\.tmp", line
+            ):
                 points.append((kind, counts[kind]))
     trials = [(kind, n, how) for kind, n in points for how in ("SIGKILL", *CALLS[kind])]
     chosen = rng.sample(trials, min(at_most, len(trials)))
