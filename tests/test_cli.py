@@ -495,6 +495,14 @@ def before(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def heed_signals():
+    """Under nohup, or in the background of a script, signals are ignored from the start, and stay so."""
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        signal.signal(
+            getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        )
+
+
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("output", ["out.npy", "in.npy"])
 def test_killed_run_leaves_the_old_file(how, output, folder, before):
@@ -502,6 +510,7 @@ def test_killed_run_leaves_the_old_file(how, output, folder, before):
         pytest.skip("Windows has no such signals")
     child = subprocess.Popen(
         [sys.executable, "-c", STALL, "normalize", "in.npy", output],
+        preexec_fn=heed_signals,
         env=child_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -47,6 +47,8 @@ INLINE D load_wide(const T *p)
 {
 #if defined(LNORM_X86) && BYTES == 64 && T_SIZE == 4 /* gcc takes four instructions for one */
     return (D)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(LNORM_X86) && BYTES == 32 && T_SIZE == 4
+    return (D)_mm256_cvtps_pd(_mm_loadu_ps(p));
 #elif BYTES
     typedef T Few __attribute__((vector_size(BYTES / 8 * T_SIZE), aligned(T_SIZE), may_alias));
     return __builtin_convertvector(*(const Few *)p, D);
