@@ -101,6 +101,18 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
     }
 }
 
+static NOINLINE void sum_four_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
+                                   View *vdy, lnorm_row *row)
+{
+    sum_rows(job, walk, first, vx, vscale, vdy, row, 4);
+}
+
+static NOINLINE void sum_one_row(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
+                                 View *vdy, lnorm_row *row)
+{
+    sum_rows(job, walk, first, vx, vscale, vdy, row, 1);
+}
+
 /* Whether observations stand side by side, as in columns.h, in everything that the backward pass reads and writes. */
 INLINE int gradient_lies_in_columns(const lnorm_job *job)
 {
@@ -168,12 +180,12 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
             lnorm_walk_on(&walk, m);
         else
             for (int i = 0; i < m; i++)
-                sum_rows(job, &walk, first + i, &vx, &vscale, &vdy, row + i, 1);
+                sum_one_row(job, &walk, first + i, &vx, &vscale, &vdy, row + i);
     }
     for (; first + 4 <= last; first += 4, row += 4)
-        sum_rows(job, &walk, first, &vx, &vscale, &vdy, row, 4);
+        sum_four_rows(job, &walk, first, &vx, &vscale, &vdy, row);
     for (; first < last; first++, row++)
-        sum_rows(job, &walk, first, &vx, &vscale, &vdy, row, 1);
+        sum_one_row(job, &walk, first, &vx, &vscale, &vdy, row);
 }
 
 /* Columns of a row: where its elements are, and what the sums over the row gave. */

@@ -74,9 +74,9 @@ static NOINLINE int settle_rest(Stats *s, const lnorm_job *job, const T *const *
     return 1;
 }
 
-/* Some rows side by side in x and y, with the same scale and offset: their statistics together, then the results of so many
-   together. False, and nothing is written, if one of them is special. */
-INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int together)
+/* Some rows side by side in x and y, with the same scale and offset: their statistics together, and their results if they
+   share registers of scale and offset. False, and nothing is written, if one of them is special. */
+INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int share)
 {
     const lnorm_job *job = walk->job;
     const int last = job->outer_ndim - 1;
@@ -90,22 +90,22 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
     for (int i = 0; i < rows; i++)
         x[i] = (const T *)walk->at[LNORM_X] + i * x_step;
     begin_stats(&progress, x, n, rows);
-    for (int i = 0; i < rows; i++) {
-        RowSums sums;
-        ptrdiff_t b = 0;
-        do {
-            add_to_stats(&progress, i, &sums, x[i] + b, b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, n);
-            b += LNORM_BLOCK;
-        } while (b < n);
-    }
+    for (int i = 0; i < rows; i++)
+        if (rows > 4 && n <= FEW) /* the second is known, but not to the compiler */
+            add_row_to_stats(&progress, i, x[i], n);
+        else
+            add_long_row_to_stats(&progress, i, x[i], n);
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
         return 0;
     for (ptrdiff_t b = 0; b < n; b += width) {
         const T *scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : b);
         const T *offset = (const T *)walk->at[LNORM_OFFSET] + (job->op[LNORM_OFFSET].block ? 0 : b);
-        for (int i = 0; i < rows; i += together)
-            affine(y + i * y_step + b, y_step, x[i] + b, x_step, scale, offset, n - b < width ? n - b : width, &s, i,
-                   together);
+        const ptrdiff_t m = n - b < width ? n - b : width;
+        if (share)
+            affine(y + b, y_step, x[0] + b, x_step, scale, offset, m, &s, 0, rows);
+        else
+            for (int i = 0; i < rows; i++)
+                affine(y + i * y_step + b, 0, x[i] + b, 0, scale, offset, m, &s, i, 1);
     }
     for (int i = 0; job->mean && i < rows; i++) {
         job->mean[first + i] = s.mean[i];
@@ -232,16 +232,15 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
-    const int most = n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
+    const int most = !BYTES ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     while (first < last) {
         const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
-        const int rows = left >= most ? most : left >= 4 ? 4 : 1;
-        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 1)
-                         : rows == 8 ? forward_rows(walk, first, width, 8, 1)
-                         : rows == 1 ? forward_rows(walk, first, width, 1, 1)
-                         : share     ? forward_rows(walk, first, width, 4, 4)
-                                     : forward_rows(walk, first, width, 4, 1);
+        const int rows = left >= most ? most : most > 4 && left >= 4 ? 4 : 1;
+        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 0)
+                         : rows == 8 ? forward_rows(walk, first, width, 8, 0)
+                         : rows == 4 ? forward_rows(walk, first, width, 4, share)
+                                     : forward_rows(walk, first, width, 1, 0);
         if (done)
             lnorm_walk_on(walk, rows);
         else

@@ -37,7 +37,8 @@ enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 
 /* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: sixteen of at most LANES
-   elements, eight of at most FEW, four of at most TOGETHER, beyond which they leave the first-level cache; else one. */
+   elements, eight of at most FEW, four of at most TOGETHER, beyond which they leave the first-level cache; else one.
+   Without registers, one. */
 #define ROWS 16
 #define FEW 256
 #define TOGETHER 2048

@@ -1,7 +1,7 @@
 /* Mean and rstd of a row, right at any offset and any scale.
 
-   With K = mean of the row's first CENTER elements (for short rows of floats 0) and d = x - K, one pass sums d and d². δ = Σd / n is the distance from K
-   to the mean and σ² = Σd² / n - δ². When δ² > FAR·σ² the subtraction has lost digits: K was far from the mean, and the pass
+   With K = mean of the row's first CENTER elements (for short rows of floats 0) and d = x - K, one pass sums d and d².
+   δ = Σd / n is the distance from K to the mean and σ² = Σd² / n - δ². When δ² > FAR·σ² the subtraction has lost digits: K was far from the mean, and the pass
    is done again around K + δ. When squares leave the range of T, it is done again on the row times a power of two. */
 
 /* A sum over a row: element j goes to lane j mod LANES, whatever the register width. A lane of T is emptied into one of
@@ -412,6 +412,22 @@ INLINE void add_to_stats(Progress *progress, int i, RowSums *sums, const T *x, p
     }
 }
 
+/* A whole row whose elements stand side by side. */
+INLINE void add_row_to_stats(Progress *progress, int i, const T *x, ptrdiff_t n)
+{
+    RowSums sums;
+    ptrdiff_t b = 0;
+    do {
+        add_to_stats(progress, i, &sums, x + b, b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, n);
+        b += LNORM_BLOCK;
+    } while (b < n);
+}
+
+static NOINLINE void add_long_row_to_stats(Progress *progress, int i, const T *x, ptrdiff_t n)
+{
+    add_row_to_stats(progress, i, x, n);
+}
+
 INLINE int64_t settle_rows(Stats *s, const Progress *progress, ptrdiff_t n, double epsilon, int rows)
 {
     double d[ROWS], d2[ROWS];
@@ -421,21 +437,21 @@ INLINE int64_t settle_rows(Stats *s, const Progress *progress, ptrdiff_t n, doub
 }
 
 /* One row alone, wherever its elements are: begin_row, then its blocks in order, then finish_row. */
-INLINE void begin_row(Progress *progress, View *vx, const char *row)
+static NOINLINE void begin_row(Progress *progress, View *vx, const char *row)
 {
     const ptrdiff_t n = vx->job->n;
     const T *first = get(vx, row, 0, n < LNORM_BLOCK ? n : LNORM_BLOCK, 0);
     begin_stats(progress, &first, n, 1);
 }
 
-INLINE void finish_row(Stats *s, const Progress *progress, View *vx, const char *row)
+static NOINLINE void finish_row(Stats *s, const Progress *progress, View *vx, const char *row)
 {
     *s->exponent = 0;
     if (settle_rows(s, progress, vx->job->n, vx->job->epsilon, 1) != SETTLED)
         settle_slowly(s, 0, vx, row);
 }
 
-INLINE void stats_of(Stats *s, View *vx, const char *row)
+static NOINLINE void stats_of(Stats *s, View *vx, const char *row)
 {
     const ptrdiff_t n = vx->job->n;
     Progress progress;
