@@ -501,6 +501,7 @@ cdef enum:
     CHUNK = 1 << 13
     PARTIAL_DOUBLES = 1 << 19
     BATCH = 64  # observations between the two sweeps of a block, at most
+    COLUMNS = 1 << 12  # elements of an observation up to which so many find room in the caches
 
 cdef struct Plan:
     const lnorm_job *job
@@ -585,6 +586,9 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     cdef double *partials = NULL
     cdef double *total = NULL
     cdef bint wide = job.n > 2 * CHUNK
+    # Where observations stand side by side, the kernels take as many at a time as they can.
+    cdef bint columns = job.outer_ndim > 0 and job.n <= COLUMNS and (
+        job.op[<int>LNORM_X].outer[job.outer_ndim - 1] < job.op[<int>LNORM_X].inner[max(job.inner_ndim - 1, 0)])
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
     plan.kernels = kernels_of(typenum)
@@ -596,7 +600,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
     plan.block = ((plan.group + plan.blocks - 1) // plan.blocks + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
     plan.blocks = (plan.group + plan.block - 1) // plan.block
-    plan.batch = BATCH if job.n <= 128 else max(4, (1 << 12) // job.n // 4 * 4)
+    plan.batch = BATCH if job.n <= 128 or columns else max(4, (1 << 12) // job.n // 4 * 4)
     tasks = groups * plan.blocks * plan.chunks
     if observations * job.n >= PARALLEL_ELEMENTS:
         threads = <int>min(<ptrdiff_t>num_threads(), tasks)

@@ -67,6 +67,18 @@ def test_gradients_of_awkward_rows_are_within_16_eps(n, name, dtype, given_stats
 
 @given
 @dtypes
+@pytest.mark.parametrize("step", [None, 1, 2])
+@pytest.mark.parametrize("columns", [15, 80, 196])
+@pytest.mark.parametrize("n", [33, 513, 1100])
+def test_gradients_of_columns_are_within_16_eps(n, columns, step, dtype, given_stats):
+    rng = rng_for("columns", n, columns)
+    dy, x = rng.standard_normal((2, 2, n, columns)).astype(dtype)
+    scale = None if step is None else rng.standard_normal(n * step).astype(dtype)[::step, None]
+    check(dy, x, scale, axis=1, given_stats=given_stats)
+
+
+@given
+@dtypes
 @pytest.mark.parametrize("outlier", [1, 30, 1e4])
 @pytest.mark.parametrize("n", [3, 97, 4096, 65_537])
 def test_dx_is_within_16_eps_of_its_terms_where_they_are_unlike(n, outlier, dtype, given_stats):

@@ -274,6 +274,29 @@ def test_columns_in_place_leave_their_neighbours_alone(n, columns, stride, dtype
     assert bits(memory) == bits(before)
 
 
+@pytest.mark.parametrize("scale", ["none", "given", "every other element"])
+@pytest.mark.parametrize("columns", [15, 37, 196])
+@pytest.mark.parametrize("n", [33, 300, 513, 1100, 5000])
+def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
+    rng = rng_for("dx of columns", n, columns)
+    dy, x = rng.standard_normal((2, n, columns)).astype(dtype)
+    x[n // 2, 3] = np.inf
+    x[:, 11] *= np.finfo(dtype).max / 8
+    g = rng.standard_normal(2 * n).astype(dtype)
+    g = {"none": None, "given": g[:n], "every other element": g[::2]}[scale]
+    rows = lnorm.layer_norm_backward(dy.T.copy(), x.T.copy(), g)
+    for stats in (False, True):
+        kept = lnorm.layer_norm(x, axis=0, return_stats=True)[1:] if stats else (None, None)
+        dx, dscale, _ = lnorm.layer_norm_backward(
+            dy, x, None if g is None else g[:, None], axis=0, mean=kept[0], rstd=kept[1]
+        )
+        assert np.isnan(dx[:, 3]).all() and not np.isnan(np.delete(dx, 3, axis=1)).any()
+        if not stats:
+            assert bits(dx.T) == bits(rows[0])
+        if g is not None:
+            assert np.isnan(dscale).all()  # each element has a term of the row with inf
+
+
 @pytest.mark.parametrize("n", [256, 300, 771, 1025, 5000])
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
 def test_what_is_written_around_the_caches_may_begin_and_end_within_a_line(n, begin, dtype):

@@ -49,7 +49,7 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
 {
     const ptrdiff_t n = job->n;
     const double share = 1.0 / (double)n;
-    Total total_x[4] = {0}, total_g[4] = {0}, total_gx[4] = {0};
+    Total total_x[4], total_g[4], total_gx[4];
     double sum_x[ROWS], sum_g[ROWS], sum_gx[ROWS];
     for (int i = 0; i < rows; i++, lnorm_walk_on(walk, 1)) {
         standardize(job, first + i, vx, walk->at[LNORM_X], &row[i]);
@@ -61,8 +61,9 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
             const T *x = get(vx, walk->at[LNORM_X], b, m, row[i].exponent);
             const T *dy = get(vdy, walk->at[LNORM_DY], b, m, 0);
             const T *scale = get(vscale, walk->at[LNORM_SCALE], b, m, 0);
-            V tx[U] = {0}, tg[U] = {0}, tgx[U] = {0};
+            V tx[U], tg[U], tgx[U];
             ptrdiff_t j = 0;
+            UNROLL for (int u = 0; u < U; u++) tx[u] = tg[u] = tgx[u] = SPLAT((T)0);
             for (; j + 4 * LANES <= m; j += 4 * LANES)
                 add_terms(tx, tg, tgx, x + j, dy + j, scale + j, k, r, 4);
             for (; j + LANES <= m; j += LANES)
@@ -117,46 +118,52 @@ static NOINLINE void sum_one_row(const lnorm_job *job, lnorm_walk *walk, ptrdiff
 INLINE int gradient_lies_in_columns(const lnorm_job *job)
 {
     const int last = job->outer_ndim - 1;
-    return last >= 0 && job->inner_ndim == 1 && job->n <= LNORM_BLOCK && job->op[LNORM_X].outer[last] == T_SIZE &&
+    return last >= 0 && job->inner_ndim == 1 && job->op[LNORM_X].outer[last] == T_SIZE &&
            job->op[LNORM_DY].outer[last] == T_SIZE && job->op[LNORM_DX].outer[last] == T_SIZE &&
-           job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_GRAD].contiguous;
+           job->op[LNORM_SCALE].outer[last] == 0 &&
+           (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block || job->n <= LNORM_BLOCK) &&
+           job->op[LNORM_GRAD].contiguous;
 }
 
-/* The sums of NARROW observations. False if one of them is not finite or near the limits of its type. */
-static NOINLINE int sum_tile(const lnorm_job *job, const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
-                             lnorm_row *row)
+/* Of so many observations that are left, those to take at once: as many tiles as there are, or what is left of one. */
+INLINE int tile_of(ptrdiff_t left) { return (int)(left < NARROW ? left : left < TILE ? left / NARROW * NARROW : TILE); }
+
+/* The sums of a multiple of NARROW observations. False if one of them is not finite or near the limits of its type. */
+static NOINLINE int sum_tiles(const lnorm_job *job, const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
+                              lnorm_row *row, int width)
 {
+    enum { span = NARROW / W < SPAN ? NARROW / W : SPAN };
     const double share = 1.0 / (double)job->n;
     Columns at = {.x = (const T *)walk->at[LNORM_X],
                   .dy = (const T *)walk->at[LNORM_DY],
-                  .scale = get(vscale, walk->at[LNORM_SCALE], 0, job->n, 0),
+                  .scale = get(vscale, walk->at[LNORM_SCALE], 0, job->n < LNORM_BLOCK ? job->n : LNORM_BLOCK, 0),
+                  .same_scale = job->op[LNORM_SCALE].block,
                   .x_step = job->op[LNORM_X].inner[0] / T_SIZE,
                   .dy_step = job->op[LNORM_DY].inner[0] / T_SIZE,
                   .n = job->n};
-    for (ptrdiff_t j = 0; j < job->n; j++) { /* the next observations */
-        PREFETCH(at.x + j * at.x_step + 4 * NARROW);
-        PREFETCH(at.dy + j * at.dy_step + 4 * NARROW);
-    }
-    for (int i = 0; i < NARROW; i += W, at.x += W, at.dy += W, row += W) {
-        double sums[3][GROUP];
-        T k[W], r[W];
-        Stats s;
+    for (int i = 0; i < width; i += span * W, at.x += span * W, at.dy += span * W, row += span * W) {
+        double sums[3][SPAN * W];
+        T k[SPAN * W], r[SPAN * W];
+        Stats s[SPAN];
         if (!job->mean)
-            stats_of_columns(&s, at.x, at.x_step, vx, (const char *)at.x, 0, W);
-        for (int l = 0; l < W; l++) {
+            stats_of_columns(s, at.x, at.x_step, vx, (const char *)at.x, 0, span * W, span);
+        for (int l = 0; l < span * W; l++) {
+            const Stats *own = &s[l / W];
             if (job->mean)
                 standardize(job, first + i + l, vx, (const char *)(at.x + l), &row[l]);
             else
-                row[l] = (lnorm_row){.center = s.k[l], .rstd = s.r[l], .exponent = s.exponent[l]};
+                row[l] = (lnorm_row){.center = own->k[l % W], .rstd = own->r[l % W], .exponent = own->exponent[l % W]};
             if (row[l].exponent || !isfinite(row[l].rstd))
                 return 0;
             k[l] = (T)row[l].center;
             r[l] = (T)row[l].rstd;
         }
-        at.center = load(k);
-        at.rstd = load(r);
-        sum_columns(sums, &at, BACKWARD);
-        for (int l = 0; l < W; l++) {
+        for (int h = 0; h < span; h++) {
+            at.center[h] = load(k + h * W);
+            at.rstd[h] = load(r + h * W);
+        }
+        sum_columns(sums, &at, BACKWARD, span);
+        for (int l = 0; l < span * W; l++) {
             row[l].mean_x = sums[0][l] * share;
             row[l].mean_g = sums[1][l] * share;
             row[l].mean_gx = sums[2][l] * share - row[l].mean_x * row[l].mean_g;
@@ -175,8 +182,8 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     lnorm_walk_to(&walk, job, first);
     for (int m; gradient_lies_in_columns(job) && first < last; first += m, row += m) {
         const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        m = most < NARROW ? (int)most : NARROW;
-        if (m == NARROW && sum_tile(job, &walk, first, &vx, &vscale, row))
+        m = tile_of(most);
+        if (m >= NARROW && sum_tiles(job, &walk, first, &vx, &vscale, row, m))
             lnorm_walk_on(&walk, m);
         else
             for (int i = 0; i < m; i++)
@@ -316,16 +323,14 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
     *at = walk;
 }
 
-/* NARROW observations side by side. The gradients' terms of a tile are folded as a tree over its observations, for DW columns
-   at once. False, and nothing is written, if a row is not finite. */
-static NOINLINE int sweep_tile(const lnorm_job *job, const lnorm_walk *walk, View *vscale, const lnorm_row *row,
-                               double *dscale, double *doffset)
+/* dx of a multiple of NARROW observations. The gradients' terms of NARROW are folded as a tree over observations, for DW
+   columns at once. False, and nothing is written, if a row is not finite. */
+static NOINLINE int sweep_tiles(const lnorm_job *job, const lnorm_walk *walk, View *vscale, const lnorm_row *row,
+                                ptrdiff_t begin, ptrdiff_t end, double *dscale, double *doffset, int width)
 {
     enum { REGISTERS = NARROW / W, FOLDS = NARROW / DW };
-    const ptrdiff_t n = job->n;
-    const T *scale = get(vscale, walk->at[LNORM_SCALE], 0, n, 0);
-    T k[NARROW], r[NARROW], c[NARROW], mean_g[NARROW], mean_gx[NARROW];
-    for (int i = 0; i < NARROW; i++) {
+    T k[TILE], r[TILE], c[TILE], mean_g[TILE], mean_gx[TILE];
+    for (int i = 0; i < width; i++) {
         if (row[i].exponent || !isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
             return 0;
         k[i] = (T)row[i].center;
@@ -334,42 +339,48 @@ static NOINLINE int sweep_tile(const lnorm_job *job, const lnorm_walk *walk, Vie
         mean_g[i] = (T)row[i].mean_g;
         mean_gx[i] = (T)row[i].mean_gx;
     }
-    for (ptrdiff_t j = 0; j < n; j += DW) {
-        const int columns = n - j < DW ? (int)(n - j) : DW;
-        D dyx[DW], dys[DW];
-        double sum[DW];
-        for (int q = 0; q < columns; q++) {
-            const T *x = (const T *)(walk->at[LNORM_X] + (j + q) * job->op[LNORM_X].inner[0]);
-            const T *dy = (const T *)(walk->at[LNORM_DY] + (j + q) * job->op[LNORM_DY].inner[0]);
-            T *dx = (T *)(walk->at[LNORM_DX] + (j + q) * job->op[LNORM_DX].inner[0]);
-            D wide_x[FOLDS], wide_s[FOLDS];
-            PREFETCH_TO_WRITE(dx + NARROW); /* of the next observations */
-            for (int i = 0; i < REGISTERS; i++) {
-                const V vdy = load(dy + i * W);
-                const V xhat = XHAT(load(x + i * W), load(k + i * W), load(r + i * W), load(c + i * W));
-                const V g = SPLAT(scale[j + q]) * vdy;
-                store(dx + i * W, (g - load(mean_g + i * W) - xhat * load(mean_gx + i * W)) * load(r + i * W));
-                widen(wide_x + i * PARTS, vdy * xhat);
-                widen(wide_s + i * PARTS, vdy);
+    for (ptrdiff_t j = begin; j < end; j += DW) {
+        const int columns = end - j < DW ? (int)(end - j) : DW;
+        const T *scale = get(vscale, walk->at[LNORM_SCALE], j, columns, 0);
+        for (int t = 0; t < width; t += NARROW) {
+            D dyx[DW], dys[DW];
+            double sum[DW];
+            for (int q = 0; q < columns; q++) {
+                const T *x = (const T *)(walk->at[LNORM_X] + (j + q) * job->op[LNORM_X].inner[0]) + t;
+                const T *dy = (const T *)(walk->at[LNORM_DY] + (j + q) * job->op[LNORM_DY].inner[0]) + t;
+                T *dx = (T *)(walk->at[LNORM_DX] + (j + q) * job->op[LNORM_DX].inner[0]) + t;
+                D wide_x[FOLDS], wide_s[FOLDS];
+                PREFETCH(x + width); /* of the next observations */
+                PREFETCH(dy + width);
+                PREFETCH_TO_WRITE(dx + width);
+                for (int i = 0; i < REGISTERS; i++) {
+                    const int l = t + i * W;
+                    const V vdy = load(dy + i * W);
+                    const V xhat = XHAT(load(x + i * W), load(k + l), load(r + l), load(c + l));
+                    const V g = SPLAT(scale[q]) * vdy;
+                    store(dx + i * W, (g - load(mean_g + l) - xhat * load(mean_gx + l)) * load(r + l));
+                    widen(wide_x + i * PARTS, vdy * xhat);
+                    widen(wide_s + i * PARTS, vdy);
+                }
+                UNROLL for (int h = FOLDS / 2; h; h /= 2) UNROLL for (int i = 0; i < h; i++)
+                {
+                    wide_x[i] += wide_x[i + h];
+                    wide_s[i] += wide_s[i + h];
+                }
+                dyx[q] = wide_x[0];
+                dys[q] = wide_s[0];
             }
-            UNROLL for (int h = FOLDS / 2; h; h /= 2) UNROLL for (int i = 0; i < h; i++)
-            {
-                wide_x[i] += wide_x[i + h];
-                wide_s[i] += wide_s[i + h];
-            }
-            dyx[q] = wide_x[0];
-            dys[q] = wide_s[0];
+            for (int q = columns; q < DW; q++)
+                dyx[q] = dys[q] = (D){0};
+            if (!dscale)
+                continue;
+            fold_rows(sum, dyx, DW);
+            for (int q = 0; q < columns; q++)
+                dscale[j - begin + q] += sum[q];
+            fold_rows(sum, dys, DW);
+            for (int q = 0; q < columns; q++)
+                doffset[j - begin + q] += sum[q];
         }
-        for (int q = columns; q < DW; q++)
-            dyx[q] = dys[q] = (D){0};
-        if (!dscale)
-            continue;
-        fold_rows(sum, dyx, DW);
-        for (int q = 0; q < columns; q++)
-            dscale[j + q] += sum[q];
-        fold_rows(sum, dys, DW);
-        for (int q = 0; q < columns; q++)
-            doffset[j + q] += sum[q];
     }
     return 1;
 }
@@ -383,8 +394,8 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
     view_of(&vscale, job, LNORM_SCALE);
     for (int m; gradient_lies_in_columns(job) && first < last; first += m, row += m) {
         const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        m = most < NARROW ? (int)most : NARROW;
-        if (m == NARROW && sweep_tile(job, &walk, &vscale, row, dscale, doffset))
+        m = tile_of(most);
+        if (m >= NARROW && sweep_tiles(job, &walk, &vscale, row, begin, end, dscale, doffset, m))
             lnorm_walk_on(&walk, m);
         else
             sweep_rows(&walk, first, first + m, row, begin, end, dscale, doffset);

@@ -7,23 +7,25 @@
 #define NARROW (LINE / T_SIZE) /* observations in a tile */
 #define TILE (4 * NARROW)
 #define TILE_BYTES (1 << 16)
+#define SPAN 4 /* registers whose sums are taken together */
 
-/* W observations: where the elements are that a sum takes, and what it needs to know. */
+/* Some registers of observations: where the elements are that a sum takes, and what it needs to know. */
 typedef struct {
     const T *x, *dy, *scale;
     ptrdiff_t x_step, dy_step, n; /* in elements */
-    V center, rstd;
+    int same_scale;               /* in every block */
+    V center[SPAN], rstd[SPAN];
 } Columns;
 
 /* One lane of up to three sums, or the sum of several lanes. */
 typedef struct {
-    Total of[3][PARTS];
+    Total of[3][SPAN * PARTS];
 } Lane;
 
-INLINE void add_lane(Lane *sum, const Lane *lane, int sums)
+INLINE void add_lane(Lane *sum, const Lane *lane, int sums, int registers)
 {
     for (int k = 0; k < sums; k++)
-        for (int i = 0; i < PARTS; i++) {
+        for (int i = 0; i < registers * PARTS; i++) {
             sum->of[k][i].sum += lane->of[k][i].sum;
 #if T_SIZE == 8
             sum->of[k][i].rest += lane->of[k][i].rest;
@@ -31,116 +33,130 @@ INLINE void add_lane(Lane *sum, const Lane *lane, int sums)
         }
 }
 
-/* The terms of add_squares in stats.h, or those of add_terms in backward.h, for element j. */
-INLINE void terms_of(V *d, V *d2, V *d3, const Columns *at, ptrdiff_t j, int what)
+/* The terms of add_squares in stats.h, or those of add_terms in backward.h, for element j of register i. */
+INLINE void terms_of(V *d, V *d2, V *d3, const Columns *at, const T *scale, ptrdiff_t j, int i, int what)
 {
-    const V x = load(at->x + j * at->x_step) - at->center;
+    const V x = load(at->x + j * at->x_step + i * W) - at->center[i];
     if (what == ALL) {
         *d = x;
         *d2 = x * x;
     } else {
-        *d = x * at->rstd;
-        *d2 = SPLAT(at->scale[j]) * load(at->dy + j * at->dy_step);
+        *d = x * at->rstd[i];
+        *d2 = SPLAT(scale[j]) * load(at->dy + j * at->dy_step + i * W);
         *d3 = *d2 * *d;
     }
 }
 
 /* Lane l: elements l, l + LANES, ... of means_of_first, add_up_short, add_up, or backward.h's sums. */
-INLINE void sum_lane(Lane *lane, const Columns *at, ptrdiff_t l, int what)
+INLINE void sum_lane(Lane *lane, const Columns *at, ptrdiff_t l, int what, int registers)
 {
     const ptrdiff_t n = at->n;
-    *lane = (Lane){0};
+    const int sums = what == BACKWARD ? 3 : 2;
     if (what == FIRST || what == ALL_SHORT) {
-        for (ptrdiff_t j = l; j < n && (what == ALL_SHORT || j < CENTER); j += LANES) {
-            D wide[PARTS];
-            widen(wide, load(at->x + j * at->x_step));
-            for (int i = 0; i < PARTS; i++) {
-                lane->of[0][i].sum += wide[i];
-                if (what == ALL_SHORT)
-                    lane->of[1][i].sum += wide[i] * wide[i];
+        D sum[2][SPAN * PARTS];
+        for (int i = 0; i < registers * PARTS; i++)
+            sum[0][i] = sum[1][i] = (D){0};
+        for (ptrdiff_t j = l; j < n && (what == ALL_SHORT || j < CENTER); j += LANES)
+            for (int i = 0; i < registers; i++) {
+                D wide[PARTS];
+                widen(wide, load(at->x + j * at->x_step + i * W));
+                for (int p = 0; p < PARTS; p++) {
+                    sum[0][i * PARTS + p] += wide[p];
+                    if (what == ALL_SHORT)
+                        sum[1][i * PARTS + p] += wide[p] * wide[p];
+                }
             }
-        }
+        for (int k = 0; k < (what == FIRST ? 1 : 2); k++)
+            for (int i = 0; i < registers * PARTS; i++)
+                add_to(&lane->of[k][i], sum[k][i], 1);
         return;
     }
-    for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
+    ptrdiff_t b = 0;
+    do {
         const ptrdiff_t end = n - b < LNORM_BLOCK ? n : b + LNORM_BLOCK;
         const ptrdiff_t fours = b + (end - b) / (4 * LANES) * (4 * LANES);
-        V sum[3] = {SPLAT((T)0), SPLAT((T)0), SPLAT((T)0)};
+        const T *scale = at->scale - (at->same_scale ? b : 0);
+        V sum[3][SPAN];
+        for (int k = 0; k < sums; k++)
+            for (int i = 0; i < registers; i++)
+                sum[k][i] = SPLAT((T)0);
         ptrdiff_t j = b + l;
-        for (; j < fours; j += 4 * LANES) {
-            V d[4], d2[4], d3[4];
-            for (int i = 0; i < 4; i++)
-                terms_of(&d[i], &d2[i], &d3[i], at, j + i * LANES, what);
-            sum[0] += SUM_OF(V, d, 4);
-            sum[1] += SUM_OF(V, d2, 4);
-            if (what == BACKWARD)
-                sum[2] += SUM_OF(V, d3, 4);
-        }
-        for (; j < end; j += LANES) {
-            V d, d2, d3;
-            terms_of(&d, &d2, &d3, at, j, what);
-            sum[0] += d;
-            sum[1] += d2;
-            if (what == BACKWARD)
-                sum[2] += d3;
-        }
-        for (int k = 0; k < (what == BACKWARD ? 3 : 2); k++) {
-            D wide[PARTS];
-            widen(wide, sum[k]);
-            for (int i = 0; i < PARTS; i++)
-                add_to(&lane->of[k][i], wide[i], b == 0);
-        }
-    }
+        for (; j < fours; j += 4 * LANES)
+            for (int i = 0; i < registers; i++) {
+                V d[4], d2[4], d3[4];
+                for (int q = 0; q < 4; q++)
+                    terms_of(&d[q], &d2[q], &d3[q], at, scale, j + q * LANES, i, what);
+                sum[0][i] += SUM_OF(V, d, 4);
+                sum[1][i] += SUM_OF(V, d2, 4);
+                if (what == BACKWARD)
+                    sum[2][i] += SUM_OF(V, d3, 4);
+            }
+        for (; j < end; j += LANES)
+            for (int i = 0; i < registers; i++) {
+                V d, d2, d3;
+                terms_of(&d, &d2, &d3, at, scale, j, i, what);
+                sum[0][i] += d;
+                sum[1][i] += d2;
+                if (what == BACKWARD)
+                    sum[2][i] += d3;
+            }
+        for (int k = 0; k < sums; k++)
+            for (int i = 0; i < registers; i++) {
+                D wide[PARTS];
+                widen(wide, sum[k][i]);
+                for (int p = 0; p < PARTS; p++)
+                    add_to(&lane->of[k][i * PARTS + p], wide[p], b == 0);
+            }
+        b += LNORM_BLOCK;
+    } while (b < n);
 }
 
-/* The lane tree with lanes in bit-reversed order, so that three sums wait for their other half at most. */
-INLINE void sum_columns(double (*sums)[GROUP], const Columns *at, int what)
+/* The lane tree with lanes in bit-reversed order, so that a sum waits for its other half as short as can be. */
+INLINE void sum_columns(double (*sums)[SPAN * W], const Columns *at, int what, int registers)
 {
-    static const unsigned char reversed[LANES / 4] = {0, 4, 2, 6, 1, 5, 3, 7};
+    static const unsigned char reversed[LANES] = {0, 16, 8, 24, 4, 20, 12, 28, 2, 18, 10, 26, 6, 22, 14, 30,
+                                                  1, 17, 9, 25, 5, 21, 13, 29, 3, 19, 11, 27, 7, 23, 15, 31};
     const int count = what == FIRST ? 1 : what == BACKWARD ? 3 : 2;
-    Lane waiting[3], sum, other[3];
-    int held = 0;
-    for (int i = 0; i < LANES / 4; i++) {
-        const int l = reversed[i];
-        sum_lane(&sum, at, l, what);
-        sum_lane(&other[0], at, l + LANES / 2, what);
-        sum_lane(&other[1], at, l + LANES / 4, what);
-        sum_lane(&other[2], at, l + LANES / 4 * 3, what);
-        add_lane(&sum, &other[0], count);
-        add_lane(&other[1], &other[2], count);
-        add_lane(&sum, &other[1], count);
-        for (int k = i; k & 1; k >>= 1)
-            add_lane(&sum, &waiting[--held], count);
-        if (held < 3)
-            waiting[held++] = sum;
+    Lane waiting[6], *sum = waiting;
+    for (int i = 0; i < LANES; i++, sum++) {
+        sum_lane(sum, at, reversed[i], what, registers);
+        for (int k = i; k & 1; k >>= 1, sum--)
+            add_lane(sum - 1, sum, count, registers);
     }
     for (int k = 0; k < count; k++)
-        for (int i = 0; i < PARTS; i++)
+        for (int i = 0; i < registers * PARTS; i++)
 #if T_SIZE == 8
-            *(D *)(sums[k] + i * DW) = sum.of[k][i].sum + sum.of[k][i].rest;
+            *(D *)(sums[k] + i * DW) = waiting->of[k][i].sum + waiting->of[k][i].rest;
 #else
-            *(D *)(sums[k] + i * DW) = sum.of[k][i].sum;
+            *(D *)(sums[k] + i * DW) = waiting->of[k][i].sum;
 #endif
 }
 
-/* The statistics of W observations, of which those from begin to end - 1 matter. */
-INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, const char *row, int begin, int end)
+/* How many lanes of a register that begins at the at-th of some observations come before the i-th. */
+INLINE int lanes_before(int i, int at) { return i < at ? 0 : i - at < W ? i - at : W; }
+
+/* The statistics of some registers of observations, of which those from begin to end - 1 matter. */
+INLINE void stats_of_columns(Stats *s, const T *x, ptrdiff_t step, View *vx, const char *row, int begin, int end,
+                             int registers)
 {
     Columns at = {.x = x, .x_step = step, .n = vx->job->n};
-    double sums[2][GROUP], far = FAR;
-    T center[GROUP] = {0};
-    at.center = load(center);
-    if (is_short(at.n)) {
-        sum_columns(sums, &at, ALL_SHORT);
-        far = FAR_SHORT;
+    const int is_all_short = is_short(at.n);
+    double sums[2][SPAN * W];
+    T center[SPAN * W];
+    if (is_all_short) {
+        fill(center, SPAN * W, 0);
+        sum_columns(sums, &at, ALL_SHORT, registers);
     } else {
-        sum_columns(sums, &at, FIRST);
-        for (int i = 0; i < W; i++)
+        sum_columns(sums, &at, FIRST, registers);
+        for (int i = 0; i < registers * W; i++)
             center[i] = (T)(sums[0][i] / (double)(at.n < CENTER ? at.n : CENTER));
-        at.center = load(center);
-        sum_columns(sums, &at, ALL);
+        for (int i = 0; i < registers; i++)
+            at.center[i] = load(center + i * W);
+        sum_columns(sums, &at, ALL, registers);
     }
-    settle_all(s, sums[0], sums[1], center, W, begin, end, far, vx, row, T_SIZE);
+    for (int i = 0; i < registers; i++)
+        settle_all(&s[i], sums[0] + i * W, sums[1] + i * W, center + i * W, W, lanes_before(begin, i * W),
+                   lanes_before(end, i * W), is_all_short ? FAR_SHORT : FAR, vx, row + i * W * T_SIZE, T_SIZE);
 }
 
 /* Whether the elements of an observation find room in the caches where they are, beside those of the next tile. */
@@ -154,7 +170,7 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
     const lnorm_job *job = walk->job;
     const ptrdiff_t n = job->n, x_stride = job->op[LNORM_X].inner[0], y_stride = job->op[LNORM_Y].inner[0];
     const int width = registers * W, streamed = job->stream && m == width && y_stride % LINE == 0;
-    const int roomy = is_roomy(job);
+    const int roomy = is_roomy(job), span = registers < SPAN ? registers : SPAN;
     const char *x = walk->at[LNORM_X] - skip * T_SIZE;
     char *y = walk->at[LNORM_Y] - skip * T_SIZE;
     T tile[TILE_BYTES / T_SIZE] __attribute__((aligned(LINE)));
@@ -171,21 +187,23 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
                     store(tile + j * width + w, load((const T *)(x + j * x_stride) + w));
             }
     }
-    for (int i = 0; i < registers; i++) {
-        Stats s;
-        const int at = i * W, begin = skip > at ? skip - at : 0, end = skip + m - at < W ? skip + m - at : W;
-        stats_of_columns(&s, from + at, stride, vx, x + at * T_SIZE, begin, end);
-        for (int l = begin; l < end; l++) {
-            if (s.exponent[l] || isnan(s.rstd[l]))
-                return 0;
-            if (mean) {
-                mean[at + l - skip] = s.mean[l];
-                rstd[at + l - skip] = s.rstd[l];
+    for (int i = 0; i < registers; i += span) {
+        Stats s[SPAN];
+        stats_of_columns(s, from + i * W, stride, vx, x + i * W * T_SIZE, skip - i * W, skip + m - i * W, span);
+        for (int h = i; h < i + span; h++) {
+            const int begin = lanes_before(skip, h * W), end = lanes_before(skip + m, h * W);
+            for (int l = begin; l < end; l++) {
+                if (s[h - i].exponent[l] || isnan(s[h - i].rstd[l]))
+                    return 0;
+                if (mean) {
+                    mean[h * W + l - skip] = s[h - i].mean[l];
+                    rstd[h * W + l - skip] = s[h - i].rstd[l];
+                }
             }
+            k[h] = load(s[h - i].k);
+            r[h] = load(s[h - i].r);
+            c[h] = load(s[h - i].c);
         }
-        k[i] = load(s.k);
-        r[i] = load(s.r);
-        c[i] = load(s.c);
     }
     const int aligned = streamed && until_aligned((const T *)y, LINE) == 0;
     for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
@@ -207,11 +225,8 @@ INLINE int forward_tile(const lnorm_walk *walk, View *vx, View *vscale, View *vo
                     stream_to(to + i * W, v);
                 else if (m == width)
                     store(to + i * W, v);
-                else {
-                    const int begin = skip > i * W ? skip - i * W : 0,
-                              end = skip + m - i * W < W ? skip + m - i * W : W;
-                    store_part(to + i * W, v, begin, end);
-                }
+                else
+                    store_part(to + i * W, v, lanes_before(skip, i * W), lanes_before(skip + m, i * W));
             }
         }
     }

@@ -139,8 +139,9 @@ typedef struct {
 INLINE void add_up(Lanes *lanes, const T *x, ptrdiff_t m, T center)
 {
     const V k = SPLAT(center);
-    V d[U] = {0}, d2[U] = {0};
+    V d[U], d2[U];
     ptrdiff_t j = 0;
+    UNROLL for (int u = 0; u < U; u++) d[u] = d2[u] = SPLAT((T)0);
     for (; j + 4 * LANES <= m; j += 4 * LANES)
         add_squares(d, d2, x + j, k, 4);
     for (; j + LANES <= m; j += LANES)
