@@ -122,6 +122,12 @@ def bars(options):
     bars.main()
 
 
+def two_threads(options):
+    from . import threads
+
+    return int(threads.main() > 0)
+
+
 def instructions(options):
     from . import instructions
 
@@ -167,6 +173,10 @@ def arguments(argv):
 
     it = command(bars, "bars", "the ratios to a plain copy that are promised: met or not")
     it.add_argument("--isa", help="an instruction set")
+
+    command(
+        two_threads, "threads", "two threads beside one, by size; exit status 1 if they are slower somewhere"
+    )
 
     it = command(
         instructions, "instructions", "instructions per element against the budget; exit status 1 if over"

@@ -76,7 +76,7 @@ static NOINLINE int settle_rest(Stats *s, const lnorm_job *job, const T *const *
 
 /* Some rows side by side in x and y, with the same scale and offset: their statistics together, and their results if they
    share registers of scale and offset. False, and nothing is written, if one of them is special. */
-INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int share)
+INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int share, int distant)
 {
     const lnorm_job *job = walk->job;
     const int last = job->outer_ndim - 1;
@@ -90,11 +90,14 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
     for (int i = 0; i < rows; i++)
         x[i] = (const T *)walk->at[LNORM_X] + i * x_step;
     begin_stats(&progress, x, n, rows);
-    for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++) {
+        if (distant && rows < 16)
+            fetch(x[i] + rows * x_step, n);
         if (rows > 4 && n <= FEW) /* the second is known, but not to the compiler */
             add_row_to_stats(&progress, i, x[i], n);
         else
             add_long_row_to_stats(&progress, i, x[i], n);
+    }
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
         return 0;
     for (ptrdiff_t b = 0; b < n; b += width) {
@@ -233,14 +236,15 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
 {
     const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
     const int most = !BYTES ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
+    const int distant = is_distant(walk->job);
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     while (first < last) {
         const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
         const int rows = left >= most ? most : most > 4 && left >= 4 ? 4 : 1;
-        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 0)
-                         : rows == 8 ? forward_rows(walk, first, width, 8, 0)
-                         : rows == 4 ? forward_rows(walk, first, width, 4, share)
-                                     : forward_rows(walk, first, width, 1, 0);
+        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 0, distant)
+                         : rows == 8 ? forward_rows(walk, first, width, 8, 0, distant)
+                         : rows == 4 ? forward_rows(walk, first, width, 4, share, distant)
+                                     : forward_rows(walk, first, width, 1, 0, distant);
         if (done)
             lnorm_walk_on(walk, rows);
         else

@@ -95,3 +95,12 @@ INLINE ptrdiff_t block_width(const lnorm_job *job)
             return LNORM_BLOCK;
     return job->n;
 }
+
+/* Whether the operands lie beyond the caches that are near. */
+INLINE int is_distant(const lnorm_job *job)
+{
+    ptrdiff_t size = job->n * T_SIZE;
+    for (int d = 0; d < job->outer_ndim; d++)
+        size *= job->outer_shape[d];
+    return size > DISTANT;
+}

@@ -112,6 +112,13 @@ INLINE void stream_to(T *p, V v)
 #endif
 }
 
+/* n elements that are read next. */
+INLINE void fetch(const T *x, ptrdiff_t n)
+{
+    for (ptrdiff_t j = 0; j < n; j += LINE / T_SIZE)
+        PREFETCH_NEAR(x + j);
+}
+
 /* Lanes begin ... end - 1 of v. */
 INLINE void store_part(T *p, V v, int begin, int end)
 {
