@@ -22,7 +22,7 @@ spec = importlib.util.spec_from_file_location(
 )
 sys.modules.setdefault("benchmarks", importlib.util.module_from_spec(spec))
 
-from benchmarks import implementations, instructions, measure, report  # noqa: E402
+from benchmarks import implementations, instructions, measure, report, threads  # noqa: E402
 from benchmarks.accuracy import errors  # noqa: E402
 from benchmarks.cases import GROUPS  # noqa: E402
 
@@ -161,3 +161,21 @@ def test_contestants_take_turns():
     assert {name: len(values) for name, values in seconds.items()} == {"copy": 3, "lnorm": 3}
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert turns == ["copy", "lnorm"] * 4  # once to see how many calls fill a slice
+
+
+@pytest.mark.parametrize("ratio, losses", [(0.6, 0), (1.2, 2)])
+def test_two_threads_that_are_slower_are_a_loss(monkeypatch, ratio, losses):
+    set_to = []
+
+    def measured(calls, rounds, slice_seconds, threads):
+        for number, own in calls.items():
+            own[0]()
+            set_to.append((number, lnorm.get_num_threads()))
+        return {1: [1.0, 2.0, 3.0], 2: [ratio * 1.0, ratio * 2.0, ratio * 3.0]}
+
+    before = lnorm.get_num_threads()
+    monkeypatch.setattr(threads, "CASES", threads.CASES[:2])
+    monkeypatch.setattr(threads, "in_turn", measured)
+    assert threads.main() == losses
+    assert set_to == [(1, 1), (2, 2)] * 2
+    assert lnorm.get_num_threads() == before
