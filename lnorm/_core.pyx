@@ -918,7 +918,7 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
     -----
     With ε the machine epsilon of the dtype, and at offsets of the data up to 10⁶: the error of dx is at most
     ``16·ε·rstd·max(|g| + mean|g| + |x̂|·mean|g·x̂|)`` in each row, and for random data at most ``16·ε·rstd·max|g|``, for rows of
-    8 elements or more also ``16·ε·max|dx|``; that of
+    8 elements or more also ``16·ε·max|dx|``; where g is subnormal, ``rstd·(2 + 2·max|x̂|)`` of the smallest number more. That of
     dscale at most ``16·ε·Σ |dy|·max|x̂|``, that of doffset ``16·ε·Σ |dy|``; summed over four observations or more with random
     data, that of dscale is at most ``16·ε·Σ |dy·x̂|`` too. (In rows of 2 or 3 elements dx is almost nothing but a cancelled
     remainder, of the size of epsilon, and single x̂ may be near 0.) dscale and doffset are summed in blocks of observations that

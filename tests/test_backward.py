@@ -124,6 +124,26 @@ def test_small_gradients_of_small_rows_do_not_vanish(n, magnitude, dtype, given_
     assert worst_dx_error(backward(dy, x, given_stats=given_stats)[0], dy, x) <= BOUND["dx"]
 
 
+@given
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("n", [5, 16, 97])
+def test_dx_of_subnormal_gradients_keeps_its_bound(n, outliers, given_stats):
+    rng = rng_for("subnormal gradients", n)
+    x, dy = (rng.standard_normal((2, 200, n)) * [[[2.0**-126]], [[2.0**-140]]]).astype(np.float32)
+    if outliers:
+        x[:, 1] *= 64  # one x̂ near √n
+    dx = backward(dy, x, epsilon=0, given_stats=given_stats)[0]
+    x, g = x.astype(np.float64), dy.astype(np.float64)
+    rstd = 1 / x.std(axis=1, keepdims=True)
+    xhat = (x - x.mean(axis=1, keepdims=True)) * rstd
+    gx = (g * xhat).mean(axis=1, keepdims=True)
+    exact = rstd * (g - g.mean(axis=1, keepdims=True) - xhat * gx)
+    terms = abs(g) + abs(g).mean(axis=1, keepdims=True) + abs(xhat) * abs(gx)
+    least = (2 + 2 * abs(xhat).max(axis=1, keepdims=True)) * float(np.finfo(np.float32).smallest_subnormal)
+    bound = rstd * (16 * np.finfo(np.float32).eps * terms.max(axis=1, keepdims=True) + least)
+    assert (abs(dx - exact) <= bound).all()
+
+
 SCALES = [
     # x, axis, scale
     ((6, 40), -1, None),
