@@ -1,8 +1,9 @@
 /* Mean and rstd of a row, right at any offset and any scale.
 
    With K = mean of the row's first CENTER elements (for short rows of floats 0) and d = x - K, one pass sums d and d².
-   δ = Σd / n is the distance from K to the mean and σ² = Σd² / n - δ². When δ² > FAR·σ² the subtraction has lost digits: K was far from the mean, and the pass
-   is done again around K + δ. When squares leave the range of T, it is done again on the row times a power of two. */
+   δ = Σd / n is the distance from K to the mean and σ² = Σd² / n - δ². When δ² > FAR·σ² the subtraction has lost digits:
+   K was far from the mean, and the pass is done again around K + δ. When squares leave the range of T, it is done again on
+   the row times a power of two. */
 
 /* A sum over a row: element j goes to lane j mod LANES, whatever the register width. A lane of T is emptied into one of
    double precision after each block, so it takes at most LNORM_BLOCK / LANES terms: a lane that holds one large term
