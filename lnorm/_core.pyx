@@ -79,6 +79,7 @@ cdef extern from "kernels/kernels.h" nogil:
     enum:
         LNORM_MAXDIMS
         LNORM_BLOCK
+        LNORM_STRIP
         LNORM_SEGMENT
         LNORM_SUMS_BYTES
         LNORM_X
@@ -106,6 +107,7 @@ cdef extern from "kernels/kernels.h" nogil:
         double epsilon
         double *mean
         double *rstd
+        bint columns
         bint stream
         lnorm_operand op[5]
 
@@ -127,6 +129,7 @@ cdef extern from "kernels/kernels.h" nogil:
         lnorm_kernels float32
         lnorm_kernels float64
 
+    int lnorm_strip(ptrdiff_t) noexcept
     const lnorm_isa lnorm_isas[]
     const int lnorm_isa_count
     void lnorm_add_partial(const lnorm_job *, ptrdiff_t, ptrdiff_t, const double *, double *, ptrdiff_t, ptrdiff_t) noexcept
@@ -306,10 +309,7 @@ cdef enum:
 
 cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize) noexcept nogil:
     """Whether the result of a job that reads and writes so many bytes goes around the caches."""
-    cdef ptrdiff_t run = job.n
-    cdef int last = job.outer_ndim - 1
-    if last >= 0 and job.op[<int>LNORM_Y].outer[last] == itemsize:  # columns: observations stand side by side
-        run = job.outer_shape[last]
+    cdef ptrdiff_t run = job.outer_shape[job.outer_ndim - 1] if job.columns else job.n
     return bytes > STREAM_BYTES and run * itemsize >= STREAM_RUN_BYTES
 
 
@@ -362,6 +362,19 @@ cdef int merge(ptrdiff_t *shape, ptrdiff_t **strides, int begin, int end, ptrdif
     return ndim
 
 
+cdef bint lies_in_columns(const lnorm_job *job, ptrdiff_t itemsize, bint backward) noexcept:
+    """Whether rows stand across memory, observations side by side, at least a cache line of them."""
+    cdef int k, last = job.outer_ndim - 1
+    cdef bint shared
+    if last < 0 or job.inner_ndim != 1 or job.outer_shape[last] * itemsize < 64 or not job.op[<int>LNORM_GRAD].contiguous:
+        return False
+    for k in range(LNORM_GRAD):
+        shared = k == LNORM_SCALE or (k == LNORM_OFFSET and not backward)
+        if job.op[k].outer[last] != (0 if shared else itemsize):
+            return False
+    return True
+
+
 cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1:
     """A job over arrays of one shape, the last `core` axes of which are normalized. An absent array is None."""
     cdef cnp.ndarray x = arrays[LNORM_X]
@@ -405,6 +418,7 @@ cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1
             if job.op[k].inner[d] != size:
                 job.op[k].contiguous = False
             size *= job.inner_shape[d]
+    job.columns = lies_in_columns(job, cnp.PyArray_ITEMSIZE(x), grad_strides is not None)
     job.mean = job.rstd = NULL
     job.stream = False
     return 0
@@ -500,8 +514,7 @@ cdef enum:
     BLOCK_ROWS = 64
     CHUNK = 1 << 13
     PARTIAL_DOUBLES = 1 << 19
-    BATCH = 64  # observations between the two sweeps of a block, at most
-    COLUMNS = 1 << 12  # elements of an observation up to which so many find room in the caches
+    BATCH = 64  # rows between the two sweeps of a block, at most
 
 cdef struct Plan:
     const lnorm_job *job
@@ -511,7 +524,12 @@ cdef struct Plan:
     ptrdiff_t block, blocks      # observations in a block, blocks in a group
     ptrdiff_t width, chunks      # columns in a chunk, chunks in a row
     ptrdiff_t stride             # doubles from one sum over a chunk to the next: whole cache lines
-    ptrdiff_t batch
+    ptrdiff_t batch              # observations between the two sweeps: some rows, or a strip of columns ...
+    ptrdiff_t plane              # ... of so many that stand side by side
+
+
+cdef inline ptrdiff_t end_of_batch(const Plan *plan, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+    return min(last, first + plan.batch, (first // plan.plane + 1) * plan.plane)
 
 
 cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept nogil:
@@ -524,24 +542,25 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
     cdef ptrdiff_t begin = c * plan.width, end = min(begin + plan.width, plan.job.n), stop
     cdef double *dscale = partial
     cdef double *doffset = NULL if partial == NULL else partial + plan.stride
-    cdef lnorm_row rows[BATCH]
+    cdef lnorm_row known[LNORM_STRIP]
+    cdef lnorm_row *rows = known
     cdef lnorm_fpenv host = lnorm_fp_enter()
     if partial != NULL:
         memset(partial, 0, 2 * plan.stride * sizeof(double))
-    if plan.rows != NULL:
-        plan.kernels.backward_sweep(plan.job, first, last, plan.rows + first, begin, end, dscale, doffset)
-        first = last
     while first < last:
-        stop = min(first + plan.batch, last)
-        plan.kernels.backward_sums(plan.job, first, stop, rows)
+        stop = end_of_batch(plan, first, last)
+        if plan.rows != NULL:
+            rows = plan.rows + first
+        else:
+            plan.kernels.backward_sums(plan.job, first, stop, rows)
         plan.kernels.backward_sweep(plan.job, first, stop, rows, begin, end, dscale, doffset)
         first = stop
     lnorm_fp_leave(host)
 
 
-cdef void backward_sums_task(const Plan *plan, ptrdiff_t i) noexcept nogil:
+cdef void backward_sums_task(const Plan *plan, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
     cdef lnorm_fpenv host = lnorm_fp_enter()
-    plan.kernels.backward_sums(plan.job, i, i + 1, plan.rows + i)
+    plan.kernels.backward_sums(plan.job, first, last, plan.rows + first)
     lnorm_fp_leave(host)
 
 
@@ -585,10 +604,8 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
+    cdef ptrdiff_t strip, strips
     cdef bint wide = job.n > 2 * CHUNK
-    # Where observations stand side by side, the kernels take as many at a time as they can.
-    cdef bint columns = job.outer_ndim > 0 and job.n <= COLUMNS and (
-        job.op[<int>LNORM_X].outer[job.outer_ndim - 1] < job.op[<int>LNORM_X].inner[max(job.inner_ndim - 1, 0)])
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
     plan.kernels = kernels_of(typenum)
@@ -598,9 +615,13 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     plan.chunks = (job.n + plan.width - 1) // plan.width
     plan.stride = (plan.width + 7) // 8 * 8
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
-    plan.block = ((plan.group + plan.blocks - 1) // plan.blocks + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+    plan.plane = job.outer_shape[job.outer_ndim - 1] if job.columns else observations
+    plan.batch = lnorm_strip(plan.plane) if job.columns else min(BATCH, max(4, (1 << 12) // job.n // 4 * 4))
+    strip = plan.batch if job.columns else 1
+    strips = (plan.plane + strip - 1) // strip
+    plan.block = plan.batch if job.columns else BLOCK_ROWS
+    plan.block = ((plan.group + plan.blocks - 1) // plan.blocks + plan.block - 1) // plan.block * plan.block
     plan.blocks = (plan.group + plan.block - 1) // plan.block
-    plan.batch = BATCH if job.n <= 128 or columns else max(4, (1 << 12) // job.n // 4 * 4)
     tasks = groups * plan.blocks * plan.chunks
     if observations * job.n >= PARALLEL_ELEMENTS:
         threads = <int>min(<ptrdiff_t>num_threads(), tasks)
@@ -621,8 +642,11 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
             raise MemoryError("layer_norm_backward: no memory for the sums over observations")
         with nogil:
             if wide:
-                for i in prange(observations, num_threads=threads, schedule="static", use_threads_if=threads > 1):
-                    backward_sums_task(&plan, i)
+                for i in prange(observations // plan.plane * strips, num_threads=threads, schedule="static",
+                                use_threads_if=threads > 1):
+                    backward_sums_task(&plan, i // strips * plan.plane + i % strips * strip,
+                                       min(i // strips * plan.plane + (i % strips + 1) * strip,
+                                           (i // strips + 1) * plan.plane))
             task = 0
             while task < tasks:
                 count = min(wave, tasks - task)
@@ -758,6 +782,7 @@ cdef inline void set_plain(lnorm_job *job, object x, double epsilon) noexcept:
     job.outer_shape[0] = cnp.PyArray_SIZE(x) // job.n
     job.epsilon = epsilon
     job.mean = job.rstd = NULL
+    job.columns = False
 
 
 cdef inline void set_operand(lnorm_job *job, int k, object a, int typenum, bint shared) noexcept:
@@ -998,7 +1023,7 @@ cdef void ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_
     job.outer_shape[0], job.inner_shape[0] = 1, dimensions[1]
     job.n = dimensions[1]
     job.mean, job.rstd = &mean, &rstd
-    job.stream = False
+    job.columns = job.stream = False
     if job.n == 0:
         return
     for i in range(dimensions[0]):

@@ -114,59 +114,39 @@ static NOINLINE void sum_one_row(const lnorm_job *job, lnorm_walk *walk, ptrdiff
     sum_rows(job, walk, first, vx, vscale, vdy, row, 1);
 }
 
-/* Whether observations stand side by side, as in columns.h, in everything that the backward pass reads and writes. */
-INLINE int gradient_lies_in_columns(const lnorm_job *job)
+/* The sums of a strip. False if one of its observations is not finite or near the limits of its type. */
+static NOINLINE int sum_strip_of_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, lnorm_row *row, int m)
 {
-    const int last = job->outer_ndim - 1;
-    return last >= 0 && job->inner_ndim == 1 && job->op[LNORM_X].outer[last] == T_SIZE &&
-           job->op[LNORM_DY].outer[last] == T_SIZE && job->op[LNORM_DX].outer[last] == T_SIZE &&
-           job->op[LNORM_SCALE].outer[last] == 0 &&
-           (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block || job->n <= LNORM_BLOCK) &&
-           job->op[LNORM_GRAD].contiguous;
-}
-
-/* Of so many observations that are left, those to take at once: as many tiles as there are, or what is left of one. */
-INLINE int tile_of(ptrdiff_t left) { return (int)(left < NARROW ? left : left < TILE ? left / NARROW * NARROW : TILE); }
-
-/* The sums of a multiple of NARROW observations. False if one of them is not finite or near the limits of its type. */
-static NOINLINE int sum_tiles(const lnorm_job *job, const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
-                              lnorm_row *row, int width)
-{
-    enum { span = NARROW / W < SPAN ? NARROW / W : SPAN };
+    const lnorm_job *job = walk->job;
     const double share = 1.0 / (double)job->n;
-    Columns at = {.x = (const T *)walk->at[LNORM_X],
-                  .dy = (const T *)walk->at[LNORM_DY],
-                  .scale = get(vscale, walk->at[LNORM_SCALE], 0, job->n < LNORM_BLOCK ? job->n : LNORM_BLOCK, 0),
-                  .same_scale = job->op[LNORM_SCALE].block,
-                  .x_step = job->op[LNORM_X].inner[0] / T_SIZE,
-                  .dy_step = job->op[LNORM_DY].inner[0] / T_SIZE,
-                  .n = job->n};
-    for (int i = 0; i < width; i += span * W, at.x += span * W, at.dy += span * W, row += span * W) {
-        double sums[3][SPAN * W];
-        T k[SPAN * W], r[SPAN * W];
-        Stats s[SPAN];
-        if (!job->mean)
-            stats_of_columns(s, at.x, at.x_step, vx, (const char *)at.x, 0, span * W, span);
-        for (int l = 0; l < span * W; l++) {
-            const Stats *own = &s[l / W];
-            if (job->mean)
-                standardize(job, first + i + l, vx, (const char *)(at.x + l), &row[l]);
-            else
-                row[l] = (lnorm_row){.center = own->k[l % W], .rstd = own->r[l % W], .exponent = own->exponent[l % W]};
-            if (row[l].exponent || !isfinite(row[l].rstd))
-                return 0;
-            k[l] = (T)row[l].center;
-            r[l] = (T)row[l].rstd;
-        }
-        for (int h = 0; h < span; h++) {
-            at.center[h] = load(k + h * W);
-            at.rstd[h] = load(r + h * W);
-        }
-        sum_columns(sums, &at, BACKWARD, span);
-        for (int l = 0; l < span * W; l++) {
-            row[l].mean_x = sums[0][l] * share;
-            row[l].mean_g = sums[1][l] * share;
-            row[l].mean_gx = sums[2][l] * share - row[l].mean_x * row[l].mean_g;
+    Lane sums[5];
+    Strip strip;
+    strip_of(&strip, walk, m);
+    if (!job->mean) {
+        if (!stats_of_strip(&strip, vx, NULL, NULL))
+            return 0;
+        for (int i = 0; i < m; i++)
+            row[i] = (lnorm_row){.center = strip.k[i], .rstd = strip.r[i]};
+    }
+    for (int i = 0; i < m; i++) {
+        if (job->mean)
+            standardize(job, first + i, vx, walk->at[LNORM_X] + i * T_SIZE, &row[i]);
+        if (row[i].exponent || !isfinite(row[i].rstd))
+            return 0;
+        strip.center[i] = (T)row[i].center;
+        strip.r[i] = (T)row[i].rstd;
+    }
+    sum_strip(sums, &strip, BACKWARD);
+    for (int i = 0; i < registers_of(m); i++) {
+        double x[W], g[W], gx[W];
+        lnorm_row *own = row + place_of(m, i);
+        values_of_register(x, sums, 0, i);
+        values_of_register(g, sums, 1, i);
+        values_of_register(gx, sums, 2, i);
+        for (int l = 0; l < W; l++) {
+            own[l].mean_x = x[l] * share;
+            own[l].mean_g = g[l] * share;
+            own[l].mean_gx = gx[l] * share - own[l].mean_x * own[l].mean_g;
         }
     }
     return 1;
@@ -180,15 +160,8 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&vdy, job, LNORM_DY);
     lnorm_walk_to(&walk, job, first);
-    for (int m; gradient_lies_in_columns(job) && first < last; first += m, row += m) {
-        const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        m = tile_of(most);
-        if (m >= NARROW && sum_tiles(job, &walk, first, &vx, &vscale, row, m))
-            lnorm_walk_on(&walk, m);
-        else
-            for (int i = 0; i < m; i++)
-                sum_one_row(job, &walk, first + i, &vx, &vscale, &vdy, row + i);
-    }
+    if (job->columns && last - first >= W && sum_strip_of_rows(&walk, first, &vx, row, (int)(last - first)))
+        return;
     for (; first + 4 <= last; first += 4, row += 4)
         sum_four_rows(job, &walk, first, &vx, &vscale, &vdy, row);
     for (; first < last; first++, row++)
@@ -323,64 +296,94 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
     *at = walk;
 }
 
-/* dx of a multiple of NARROW observations. The gradients' terms of NARROW are folded as a tree over observations, for DW
-   columns at once. False, and nothing is written, if a row is not finite. */
-static NOINLINE int sweep_tiles(const lnorm_job *job, const lnorm_walk *walk, View *vscale, const lnorm_row *row,
-                                ptrdiff_t begin, ptrdiff_t end, double *dscale, double *doffset, int width)
+/* dx from the p-th observation on, and the terms of the gradients. */
+INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)
 {
-    enum { REGISTERS = NARROW / W, FOLDS = NARROW / DW };
-    T k[TILE], r[TILE], c[TILE], mean_g[TILE], mean_gx[TILE];
-    for (int i = 0; i < width; i++) {
+    const V xhat = XHAT(x, load(strip->k + p), load(strip->r + p), load(strip->c + p));
+    *dyx = dy * xhat;
+    return (scale * dy - load(strip->mean_g + p) - xhat * load(strip->mean_gx + p)) * load(strip->r + p);
+}
+
+/* One element of m observations side by side; the sums of dy·x̂ and dy over them, of which observation p goes to lane
+   p mod LANES, down to one register. The last register of dx may overlap the one before; it is computed before anything is
+   written, because dx may be x or dy. */
+INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *strip, ptrdiff_t m, D *sum_dyx, D *sum_dy)
+{
+    const V g = SPLAT(scale), dy_end = load(dy + m - W);
+    V tx[U], ty[U], dyx_end, dyx;
+    const V dx_end = dx_across(&dyx_end, load(x + m - W), dy_end, g, strip, m - W);
+    ptrdiff_t p = 0;
+    D wide_x[DU], wide_y[DU];
+    UNROLL for (int u = 0; u < U; u++) tx[u] = ty[u] = SPLAT((T)0);
+    for (; p + LANES <= m; p += LANES)
+        UNROLL for (int u = 0; u < U; u++)
+        {
+            const V y = load(dy + p + u * W);
+            store(dx + p + u * W, dx_across(&dyx, load(x + p + u * W), y, g, strip, p + u * W));
+            tx[u] += dyx;
+            ty[u] += y;
+        }
+    UNROLL for (int u = 0; u < U; u++)
+    {
+        if (p + W <= m) {
+            const V y = load(dy + p);
+            store(dx + p, dx_across(&dyx, load(x + p), y, g, strip, p));
+            tx[u] += dyx;
+            ty[u] += y;
+        } else if (p < m) {
+            T end[2 * W] = {0};
+            store(end, dyx_end);
+            tx[u] += load(end + (p + W - m));
+            store(end, dy_end);
+            ty[u] += load(end + (p + W - m));
+        }
+        p += W;
+    }
+    store(dx + m - W, dx_end);
+    for (int u = 0; u < U; u++) {
+        widen(wide_x + u * PARTS, tx[u]);
+        widen(wide_y + u * PARTS, ty[u]);
+    }
+    *sum_dyx = fold_registers(wide_x);
+    *sum_dy = fold_registers(wide_y);
+}
+
+/* dx of a strip, for DW elements at a time. False, and nothing is written, if an observation is not finite or near the limits
+   of its type. */
+static NOINLINE int sweep_strip(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t begin, ptrdiff_t end,
+                                double *dscale, double *doffset, int m)
+{
+    const lnorm_operand *op = walk->job->op;
+    Strip strip;
+    for (int i = 0; i < m; i++) {
         if (row[i].exponent || !isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
             return 0;
-        k[i] = (T)row[i].center;
-        r[i] = (T)row[i].rstd;
-        c[i] = (T)row[i].mean_x;
-        mean_g[i] = (T)row[i].mean_g;
-        mean_gx[i] = (T)row[i].mean_gx;
+        strip.k[i] = (T)row[i].center;
+        strip.r[i] = (T)row[i].rstd;
+        strip.c[i] = (T)row[i].mean_x;
+        strip.mean_g[i] = (T)row[i].mean_g;
+        strip.mean_gx[i] = (T)row[i].mean_gx;
     }
     for (ptrdiff_t j = begin; j < end; j += DW) {
-        const int columns = end - j < DW ? (int)(end - j) : DW;
-        const T *scale = get(vscale, walk->at[LNORM_SCALE], j, columns, 0);
-        for (int t = 0; t < width; t += NARROW) {
-            D dyx[DW], dys[DW];
-            double sum[DW];
-            for (int q = 0; q < columns; q++) {
-                const T *x = (const T *)(walk->at[LNORM_X] + (j + q) * job->op[LNORM_X].inner[0]) + t;
-                const T *dy = (const T *)(walk->at[LNORM_DY] + (j + q) * job->op[LNORM_DY].inner[0]) + t;
-                T *dx = (T *)(walk->at[LNORM_DX] + (j + q) * job->op[LNORM_DX].inner[0]) + t;
-                D wide_x[FOLDS], wide_s[FOLDS];
-                PREFETCH(x + width); /* of the next observations */
-                PREFETCH(dy + width);
-                PREFETCH_TO_WRITE(dx + width);
-                for (int i = 0; i < REGISTERS; i++) {
-                    const int l = t + i * W;
-                    const V vdy = load(dy + i * W);
-                    const V xhat = XHAT(load(x + i * W), load(k + l), load(r + l), load(c + l));
-                    const V g = SPLAT(scale[q]) * vdy;
-                    store(dx + i * W, (g - load(mean_g + l) - xhat * load(mean_gx + l)) * load(r + l));
-                    widen(wide_x + i * PARTS, vdy * xhat);
-                    widen(wide_s + i * PARTS, vdy);
-                }
-                UNROLL for (int h = FOLDS / 2; h; h /= 2) UNROLL for (int i = 0; i < h; i++)
-                {
-                    wide_x[i] += wide_x[i + h];
-                    wide_s[i] += wide_s[i + h];
-                }
-                dyx[q] = wide_x[0];
-                dys[q] = wide_s[0];
-            }
-            for (int q = columns; q < DW; q++)
-                dyx[q] = dys[q] = (D){0};
-            if (!dscale)
-                continue;
-            fold_rows(sum, dyx, DW);
-            for (int q = 0; q < columns; q++)
-                dscale[j - begin + q] += sum[q];
-            fold_rows(sum, dys, DW);
-            for (int q = 0; q < columns; q++)
-                doffset[j - begin + q] += sum[q];
-        }
+        const int elements = end - j < DW ? (int)(end - j) : DW;
+        D sum_dyx[DW], sum_dy[DW];
+        double sum[DW];
+        for (int q = 0; q < elements; q++)
+            sweep_across((T *)(walk->at[LNORM_DX] + (j + q) * op[LNORM_DX].inner[0]),
+                         (const T *)(walk->at[LNORM_X] + (j + q) * op[LNORM_X].inner[0]),
+                         (const T *)(walk->at[LNORM_DY] + (j + q) * op[LNORM_DY].inner[0]),
+                         *(const T *)(walk->at[LNORM_SCALE] + (j + q) * op[LNORM_SCALE].inner[0]), &strip, m,
+                         &sum_dyx[q], &sum_dy[q]);
+        if (!dscale)
+            continue;
+        for (int q = elements; q < DW; q++)
+            sum_dyx[q] = sum_dy[q] = (D){0};
+        fold_rows(sum, sum_dyx, DW);
+        for (int q = 0; q < elements; q++)
+            dscale[j - begin + q] += sum[q];
+        fold_rows(sum, sum_dy, DW);
+        for (int q = 0; q < elements; q++)
+            doffset[j - begin + q] += sum[q];
     }
     return 1;
 }
@@ -390,16 +393,8 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
 {
     lnorm_walk walk;
     lnorm_walk_to(&walk, job, first);
-    View vscale;
-    view_of(&vscale, job, LNORM_SCALE);
-    for (int m; gradient_lies_in_columns(job) && first < last; first += m, row += m) {
-        const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        m = tile_of(most);
-        if (m >= NARROW && sweep_tiles(job, &walk, &vscale, row, begin, end, dscale, doffset, m))
-            lnorm_walk_on(&walk, m);
-        else
-            sweep_rows(&walk, first, first + m, row, begin, end, dscale, doffset);
-    }
-    sweep_rows(&walk, first, last, row, begin, end, dscale, doffset);
+    if (!(job->columns && last - first >= W &&
+          sweep_strip(&walk, row, begin, end, dscale, doffset, (int)(last - first))))
+        sweep_rows(&walk, first, last, row, begin, end, dscale, doffset);
     FENCE(job->stream);
 }

@@ -253,31 +253,80 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     }
 }
 
+/* One element of m observations side by side, of which each has its own statistics. The last register may overlap the one
+   before; it is computed before anything is written, because y may be x. */
+INLINE void affine_across(T *y, const T *x, T scale, T offset, const Strip *strip, ptrdiff_t m, int streamed)
+{
+    const ptrdiff_t begin = until_aligned(y, streamed ? LINE : W * T_SIZE);
+    const V g = SPLAT(scale), b = SPLAT(offset);
+#define ACROSS(j) AFFINE(load(x + (j)), load(strip->k + (j)), load(strip->r + (j)), load(strip->c + (j)), g, b)
+    if (streamed) {
+        const ptrdiff_t line = LINE / T_SIZE, end = begin + (m - begin) / line * line;
+        for (ptrdiff_t j = 0; j < begin; j += W)
+            store_part(y + j, ACROSS(j), 0, begin - j < W ? begin - j : W);
+        for (ptrdiff_t j = begin; j < end; j += W)
+            stream_to(y + j, ACROSS(j));
+        for (ptrdiff_t j = m - W; j > end - W; j -= W)
+            store_part(y + j, ACROSS(j), end > j ? end - j : 0, W);
+        return;
+    }
+    const V head = ACROSS(0), tail = ACROSS(m - W);
+    ptrdiff_t j = begin;
+    for (; j <= m - 4 * W; j += 4 * W)
+        for (int i = 0; i < 4; i++)
+            store(y + j + i * W, ACROSS(j + i * W));
+    for (; j <= m - W; j += W)
+        store(y + j, ACROSS(j));
+    store(y, head);
+    store(y + m - W, tail);
+#undef ACROSS
+}
+
+/* y of a strip. False, and nothing is written, if one observation is not finite or near the limits of its type. */
+static NOINLINE int forward_strip(const lnorm_walk *walk, View *vx, double *mean, double *rstd, int m)
+{
+    const lnorm_job *job = walk->job;
+    const lnorm_operand *op = job->op;
+    const int streamed = job->stream && m >= 2 * NARROW;
+    Strip strip;
+    strip_of(&strip, walk, m);
+    if (!stats_of_strip(&strip, vx, mean, rstd))
+        return 0;
+    for (ptrdiff_t j = 0; j < job->n; j++) {
+        const T *x = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]);
+        const T scale = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]);
+        const T offset = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0]);
+        T *y = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]);
+        if (streamed)
+            affine_across(y, x, scale, offset, &strip, m, 1);
+        else
+            affine_across(y, x, scale, offset, &strip, m, 0);
+    }
+    return 1;
+}
+
 static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
 {
     lnorm_walk walk;
+    View vx;
     lnorm_walk_to(&walk, job, first);
-    if (!lies_in_columns(job)) {
+    view_of(&vx, job, LNORM_X);
+    if (!job->columns) {
         if (!job->stream && lie_alike(job))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);
-        FENCE(job->stream);
-        return;
     }
-    View vx, vscale, voffset;
-    view_of(&vx, job, LNORM_X);
-    view_of(&vscale, job, LNORM_SCALE);
-    view_of(&voffset, job, LNORM_OFFSET);
-    while (first < last) {
+    for (ptrdiff_t m, narrow = 0; job->columns && first < last; first += m, narrow -= m) {
         const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        const ptrdiff_t m = forward_columns(&walk, &vx, &vscale, &voffset, job->mean ? job->mean + first : NULL,
-                                            job->mean ? job->rstd + first : NULL, most);
-        if (m < 0)
-            forward_one_by_one(&walk, first, first - m);
-        else
+        m = narrow > 0 ? (most < NARROW ? most : NARROW) : lnorm_strip(most);
+        if (m >= W && forward_strip(&walk, &vx, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, m))
             lnorm_walk_on(&walk, m);
-        first += m < 0 ? -m : m;
+        else if (m > NARROW) { /* something special is in it: the others in smaller strips */
+            narrow = m;
+            m = 0;
+        } else
+            forward_one_by_one(&walk, first, first + m);
     }
     FENCE(job->stream);
 }

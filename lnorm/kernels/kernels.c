@@ -48,6 +48,9 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 #define DISTANT (4 * ROOM)          /* bytes of x from which on a processor may be slow to fetch rows by itself */
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
 
+/* Elements in a cache line. */
+#define NARROW (LINE / T_SIZE)
+
 /* Elements of a short row; see stats.h. */
 #define SHORT 96
 

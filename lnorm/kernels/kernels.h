@@ -14,6 +14,9 @@ enum { LNORM_BLOCK = 512 };
 /* The sums of a long row are taken segment by segment, which threads can share; see stats.h. Room for those of one. */
 enum { LNORM_SEGMENT = 128 * LNORM_BLOCK, LNORM_SUMS_BYTES = 1024 };
 
+/* Observations that stand side by side (channels first) and are taken together, at most. */
+enum { LNORM_STRIP = 512 };
+
 /* The operands of a job. The forward pass reads x, scale, offset and writes y; the backward pass reads x, scale, dy and
    writes dx, and its grad says which element of the parameters' gradient each element of a row adds to. */
 enum {
@@ -42,6 +45,7 @@ typedef struct {
     ptrdiff_t n;                          /* elements in a row */
     double epsilon;
     double *mean, *rstd; /* per observation: forward writes them, backward reads them; or NULL */
+    int columns;         /* one inner dimension, and observations stand side by side; their parameters are the same */
     int stream;          /* the result does not fit the caches: write around them */
     lnorm_operand op[LNORM_OPERANDS];
 } lnorm_job;
@@ -63,7 +67,7 @@ typedef struct {
     void (*long_sums)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums);
     void (*long_stats)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row);
     void (*long_write)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row);
-    /* The sums over each of the rows first <= i < last. */
+    /* The sums over each of the rows first <= i < last; of columns, one strip. */
     void (*backward_sums)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *rows);
     /* dx in the columns begin <= j < end of those rows; adds their Σ dy·x̂ and Σ dy to dscale[j - begin] and
        doffset[j - begin], unless these are NULL. */
@@ -76,6 +80,14 @@ typedef struct {
     int (*runnable)(void);
     lnorm_kernels float32, float64;
 } lnorm_isa;
+
+/* So many observations side by side, in strips of much the same width: that of the next one. */
+static inline int lnorm_strip(ptrdiff_t observations)
+{
+    const ptrdiff_t strips = (observations + LNORM_STRIP - 1) / LNORM_STRIP;
+    const ptrdiff_t width = ((observations + strips - 1) / strips + 15) / 16 * 16;
+    return (int)(width < observations ? width : observations);
+}
 
 extern const lnorm_isa lnorm_isas[]; /* compiled in, best first; the last one runs everywhere */
 extern const int lnorm_isa_count;

@@ -368,18 +368,6 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
     group->rstd[i] = finite ? ldexp(*s.rstd, exponent) : NAN;
 }
 
-/* The rows of a group whose sums are known, `stride` bytes from one to the next; those from begin to end - 1 matter. */
-INLINE void settle_all(Stats *s, const double *sum_d, const double *sum_d2, const T *center, int rows, int begin,
-                       int end, double far, View *vx, const char *row, ptrdiff_t stride)
-{
-    for (int i = 0; i < rows; i++)
-        s->exponent[i] = 0;
-    if (settle(s, sum_d, sum_d2, center, rows, vx->job->n, vx->job->epsilon, far, 0) != SETTLED)
-        for (int i = begin; i < end; i++)
-            if (s->state[i] != SETTLED)
-                settle_slowly(s, i, vx, row + i * stride);
-}
-
 /* A group of rows on the way to their statistics: begin, then every block of each row in order, then finish. */
 typedef struct {
     T center[ROWS] __attribute__((aligned(LINE)));
