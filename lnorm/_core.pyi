@@ -58,6 +58,7 @@ def forward(
     y: NDArray[Any],
     mean: NDArray[np.float64] | None,
     rstd: NDArray[np.float64] | None,
+    order: list[int],
     core: int,
     epsilon: float,
     copied: bool,
@@ -74,6 +75,7 @@ def backward(
     grad_strides: Sequence[int],
     groups: int,
     grad_size: int,
+    order: list[int],
     core: int,
     epsilon: float,
 ) -> None: ...

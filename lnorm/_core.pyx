@@ -375,16 +375,19 @@ cdef bint lies_in_columns(const lnorm_job *job, ptrdiff_t itemsize, bint backwar
     return True
 
 
-cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1:
-    """A job over arrays of one shape, the last `core` axes of which are normalized. An absent array is None."""
-    cdef cnp.ndarray x = arrays[LNORM_X]
-    cdef int k, d, ndim = cnp.PyArray_NDIM(x)
+cdef int fill_job(lnorm_job *job, list arrays, list order, int core, grad_strides) except -1:
+    """A job over x and arrays that broadcast to it, its axes in this order, the last `core` of which are normalized. An
+    absent array is None. grad_strides stand in the order already."""
+    cdef cnp.ndarray x = arrays[LNORM_X], a
+    cdef int k, d, axis, ndim = cnp.PyArray_NDIM(x)
     cdef ptrdiff_t size
-    cdef ptrdiff_t *shape = <ptrdiff_t *>cnp.PyArray_DIMS(x)
+    cdef ptrdiff_t shape[64]
+    cdef ptrdiff_t steps[5][64]
     cdef ptrdiff_t *strides[5]
     cdef ptrdiff_t *outer[5]
     cdef ptrdiff_t *inner[5]
-    cdef ptrdiff_t grad[64]
+    for d in range(ndim):
+        shape[d] = cnp.PyArray_DIM(x, order[d])
     for k in range(LNORM_OPERANDS):
         strides[k] = NULL
         outer[k] = job.op[k].outer
@@ -392,12 +395,16 @@ cdef int fill_job(lnorm_job *job, list arrays, int core, grad_strides) except -1
         job.op[k].data = NULL
         job.op[k].block = False
         if k != LNORM_GRAD and arrays[k] is not None:
-            strides[k] = <ptrdiff_t *>cnp.PyArray_STRIDES(arrays[k])
-            job.op[k].data = <char *>cnp.PyArray_DATA(arrays[k])
+            a = arrays[k]
+            for d in range(ndim):
+                axis = <int>order[d] - ndim + cnp.PyArray_NDIM(a)
+                steps[k][d] = 0 if axis < 0 or cnp.PyArray_DIM(a, axis) == 1 else cnp.PyArray_STRIDE(a, axis)
+            strides[k] = steps[k]
+            job.op[k].data = <char *>cnp.PyArray_DATA(a)
     if grad_strides is not None:
         for d in range(ndim):
-            grad[d] = grad_strides[d]
-        strides[<int>LNORM_GRAD] = grad
+            steps[<int>LNORM_GRAD][d] = grad_strides[d]
+        strides[<int>LNORM_GRAD] = steps[<int>LNORM_GRAD]
     job.outer_ndim = merge(shape, strides, 0, ndim - core, job.outer_shape, outer)
     job.inner_ndim = merge(shape, strides, ndim - core, ndim, job.inner_shape, inner)
     job.n = 1
@@ -484,15 +491,16 @@ cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdif
     lnorm_fp_leave(host)
 
 
-def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, int core, double epsilon,
-            bint copied):
-    """Planned arrays: one shape and one native, aligned dtype, the last `core` axes normalized; mean and rstd float64
-    in C order of the other axes, or None. With `copied`, x is any array of that shape, and goes to y first."""
+def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean, rstd, list order not None, int core,
+            double epsilon, bint copied):
+    """Planned arrays of one native, aligned dtype: x and y of one shape, scale and offset that broadcast to it, or None. Of
+    the axes in this order, the last `core` are normalized; mean and rstd are float64 in C order of the others, or None.
+    With `copied`, x is any array of that shape, and goes to y first."""
     cdef lnorm_job job
     cdef cnp.ndarray source = x
     if copied:
         x = y
-    fill_job(&job, [x, scale, offset, y], core, None)
+    fill_job(&job, [x, scale, offset, y], order, core, None)
     job.epsilon = epsilon
     if mean is not None:
         job.mean = <double *>cnp.PyArray_DATA(mean)
@@ -670,12 +678,12 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
 
 
 def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray dx not None, mean, rstd, dscale, doffset,
-             grad_strides, ptrdiff_t groups, ptrdiff_t grad_size, int core, double epsilon):
-    """Planned arrays as in `forward`. The leading axes are those along which scale differs: `groups` of observations share
+             grad_strides, ptrdiff_t groups, ptrdiff_t grad_size, list order not None, int core, double epsilon):
+    """Planned arrays as in `forward`. The leading axes of the order are those along which scale differs: `groups` of observations share
     their parameters. dscale and doffset, or None, are C-contiguous with grad_size elements for each group;
     grad_strides tells, in elements, which of these an element of x adds to."""
     cdef lnorm_job job
-    fill_job(&job, [x, scale, dy, dx], core, grad_strides)
+    fill_job(&job, [x, scale, dy, dx], order, core, grad_strides)
     job.epsilon = epsilon
     if mean is not None:
         job.mean = <double *>cnp.PyArray_DATA(mean)
@@ -773,6 +781,16 @@ cdef inline bint is_statistic(object a, object x) noexcept:
         if cnp.PyArray_DIM(a, d) != cnp.PyArray_DIM(x, d):
             return False
     return True
+
+
+cdef inline object empty_statistic(object x):
+    """The same, not filled."""
+    cdef cnp.npy_intp shape[64]
+    cdef int d, last = cnp.PyArray_NDIM(x) - 1
+    for d in range(last):
+        shape[d] = cnp.PyArray_DIM(x, d)
+    shape[last] = 1
+    return cnp.PyArray_EMPTY(last + 1, shape, cnp.NPY_FLOAT64, 0)
 
 
 cdef inline void set_plain(lnorm_job *job, object x, double epsilon) noexcept:
@@ -876,7 +894,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
     cdef lnorm_job job
     cdef lnorm_fpenv host
     # No foreign code runs between a check and the kernel: not even return_stats.__bool__.
-    if return_stats is False and is_plain_input(x, axis, epsilon):
+    if type(return_stats) is bool and is_plain_input(x, axis, epsilon):
         typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
         if (
             is_row(scale, typenum, n)
@@ -895,8 +913,11 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             job.stream = cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and streams(
                 &job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x)
             )
+            if return_stats:
+                mean, rstd = empty_statistic(x), empty_statistic(x)
+                job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)
             run_forward(&job, kernels_of(typenum), job.outer_shape[0])
-            return out
+            return (out, mean, rstd) if return_stats else out
     host = lnorm_fp_enter()  # NumPy's casts, too, give the same bits
     try:
         return plan_forward(x, scale, offset, axis, epsilon, out, return_stats)

@@ -75,9 +75,7 @@ def check_array(name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} must be an array of {DTYPES}, got {type(value).__name__}: {error}") from None
-    if array.dtype.kind not in "biuf" or (
-        array.dtype.kind == "f" and array.dtype.newbyteorder("=") not in (np.float32, np.float64)
-    ):
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8)):
         raise TypeError(f"{name} has dtype {array.dtype}; accepted are {DTYPES}")
     return array
 
@@ -95,6 +93,13 @@ def check_parameter(name: str, value: Any, shape: tuple[int, ...], dtype: np.dty
     array = check_array(name, value)
     if not broadcasts(array.shape, shape):
         raise ValueError(f"{name} of shape {array.shape} cannot be broadcast to x of shape {shape}")
+    return in_precision(array, dtype)
+
+
+def in_precision(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array itself, or a copy of this dtype, native and aligned."""
+    if is_native(array, dtype):
+        return array
     with np.errstate(all="ignore"):
         return np.require(array, dtype, "A")
 
@@ -128,11 +133,6 @@ def is_native(array: np.ndarray, dtype: np.dtype) -> bool:
 def same_elements(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether every element of a is at the same place as that of b."""
     return _core.same_place(a, b) and a.strides == b.strides
-
-
-def arranged(array: np.ndarray | None, shape: tuple[int, ...], order: list[int]) -> np.ndarray | None:
-    """A view of the shape of x, with the axes in this order."""
-    return None if array is None else np.broadcast_to(array, shape).transpose(order)
 
 
 def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -172,10 +172,8 @@ def plan_forward(
         # What the kernels cannot read, NumPy copies (and casts) to where the result goes; then it is done in place.
         copied = not is_native(x, dtype) or (np.may_share_memory(x, out) and not same_elements(x, out))
         order = [d for d in range(x.ndim) if d not in axes] + list(axes)
-        scale, offset = arranged(scale, x.shape, order), arranged(offset, x.shape, order)
-        x, y = x.transpose(order), out.transpose(order)
         # All that needs memory has it now: nothing below fails after out is written.
-        _core.forward(x, scale, offset, y, mean, rstd, len(axes), epsilon, copied)
+        _core.forward(x, scale, offset, out, mean, rstd, order, len(axes), epsilon, copied)
     if target is not None and target is not out:
         target[...] = out
     return result
@@ -219,8 +217,7 @@ def plan_backward(
                 raise ValueError(
                     f"{name} has shape {array.shape}; for x of shape {x.shape} and axis={axis!r} it is {kept}"
                 )
-    with np.errstate(all="ignore"):
-        x, dy = np.require(x, dtype, "A"), np.require(dy, dtype, "A")
+    x, dy = in_precision(x, dtype), in_precision(dy, dtype)
     target = None if out is None else check_out(out, x.shape, dtype)
     dx = target if target is not None and is_native(target, dtype) else np.empty_like(x, subok=False)
     x, dy = (a.copy() if np.may_share_memory(a, dx) and not same_elements(a, dx) else a for a in (x, dy))
@@ -259,10 +256,10 @@ def plan_backward(
             s if n > 1 else 0 for s, n in zip(inner.strides, inner.shape)
         ]
         _core.backward(
-            dy.transpose(order),
-            x.transpose(order),
-            arranged(scale, x.shape, order),
-            dx.transpose(order),
+            dy,
+            x,
+            scale,
+            dx,
             mean,
             rstd,
             dscale,
@@ -270,6 +267,7 @@ def plan_backward(
             strides,
             math.prod(x.shape[d] for d in varying),
             inner.size,
+            order,
             len(axes),
             epsilon,
         )

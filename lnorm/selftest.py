@@ -53,6 +53,7 @@ WIDTHS += (511, 512, 513, 768, 1025, 2049, 4099)
 SHAPES: dict[str, tuple[tuple[int, ...], int | tuple[int, ...]]] = {
     **{f"rows of {n}": ((13, n), -1) for n in WIDTHS},
     **{f"columns of {n}": ((n, 77), 0) for n in (2, 17, 96, 129, 768)},
+    "columns in several strips": ((5, 1201), 0),
     "the middle axis": ((2, 67, 24, 25), 1),
     "all but the first axis": ((3, 9, 20, 21), (1, 2, 3)),
     "two of four axes": ((3, 5, 33, 4), (1, 3)),

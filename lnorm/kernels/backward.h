@@ -43,55 +43,40 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
     }
 }
 
-/* The sums of one row or of four, whose trees are folded together. */
-INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
-                     lnorm_row *row, int rows)
+/* The sums of m elements of a row, lane by lane. */
+INLINE void add_row(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, const T *scale, ptrdiff_t m, T center, T rstd)
 {
-    const ptrdiff_t n = job->n;
-    const double share = 1.0 / (double)n;
-    Total total_x[4], total_g[4], total_gx[4];
-    double sum_x[ROWS], sum_g[ROWS], sum_gx[ROWS];
-    for (int i = 0; i < rows; i++, lnorm_walk_on(walk, 1)) {
-        standardize(job, first + i, vx, walk->at[LNORM_X], &row[i]);
-        const V k = SPLAT((T)row[i].center), r = SPLAT((T)row[i].rstd);
-        Sum sx, sg, sgx;
-        ptrdiff_t b = 0;
-        do {
-            const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
-            const T *x = get(vx, walk->at[LNORM_X], b, m, row[i].exponent);
-            const T *dy = get(vdy, walk->at[LNORM_DY], b, m, 0);
-            const T *scale = get(vscale, walk->at[LNORM_SCALE], b, m, 0);
-            V tx[U], tg[U], tgx[U];
-            ptrdiff_t j = 0;
-            UNROLL for (int u = 0; u < U; u++) tx[u] = tg[u] = tgx[u] = SPLAT((T)0);
-            for (; j + 4 * LANES <= m; j += 4 * LANES)
-                add_terms(tx, tg, tgx, x + j, dy + j, scale + j, k, r, 4);
-            for (; j + LANES <= m; j += LANES)
-                add_terms(tx, tg, tgx, x + j, dy + j, scale + j, k, r, 1);
-            if (j < m) {
-                T x_end[LANES], dy_end[LANES], scale_end[LANES];
-                for (int u = 0; u < U; u++) {
-                    store(x_end + u * W, load_end(x + j, u, m - j, (T)row[i].center));
-                    store(dy_end + u * W, load_end(dy + j, u, m - j, 0));
-                    store(scale_end + u * W, load_end(scale + j, u, m - j, 0));
-                }
-                add_terms(tx, tg, tgx, x_end, dy_end, scale_end, k, r, 1);
-            }
-            if (b == 0) {
-                add_block(&sx, tx, 1);
-                add_block(&sg, tg, 1);
-                add_block(&sgx, tgx, 1);
-            } else {
-                add_block(&sx, tx, 0);
-                add_block(&sg, tg, 0);
-                add_block(&sgx, tgx, 0);
-            }
-            b += LNORM_BLOCK;
-        } while (b < n);
-        total_x[i] = total_of(&sx);
-        total_g[i] = total_of(&sg);
-        total_gx[i] = total_of(&sgx);
+    const V k = SPLAT(center), r = SPLAT(rstd);
+    ptrdiff_t j = 0;
+    UNROLL for (int u = 0; u < U; u++) sum_x[u] = sum_g[u] = sum_gx[u] = SPLAT((T)0);
+    for (; j + 4 * LANES <= m; j += 4 * LANES)
+        add_terms(sum_x, sum_g, sum_gx, x + j, dy + j, scale + j, k, r, 4);
+    for (; j + LANES <= m; j += LANES)
+        add_terms(sum_x, sum_g, sum_gx, x + j, dy + j, scale + j, k, r, 1);
+    if (j < m) {
+        T x_end[LANES], dy_end[LANES], scale_end[LANES];
+        for (int u = 0; u < U; u++) {
+            store(x_end + u * W, load_end(x + j, u, m - j, center));
+            store(dy_end + u * W, load_end(dy + j, u, m - j, 0));
+            store(scale_end + u * W, load_end(scale + j, u, m - j, 0));
+        }
+        add_terms(sum_x, sum_g, sum_gx, x_end, dy_end, scale_end, k, r, 1);
     }
+}
+
+INLINE Total total_of_block(const V *lanes)
+{
+    Sum sum;
+    add_block(&sum, lanes, 1);
+    return total_of(&sum);
+}
+
+/* What the sums of one row or of four come to. */
+INLINE void mean_of_rows(lnorm_row *row, const Total *total_x, const Total *total_g, const Total *total_gx, ptrdiff_t n,
+                         int rows)
+{
+    const double share = 1.0 / (double)n;
+    double sum_x[ROWS], sum_g[ROWS], sum_gx[ROWS];
     values_of(sum_x, total_x, rows);
     values_of(sum_g, total_g, rows);
     values_of(sum_gx, total_gx, rows);
@@ -102,16 +87,82 @@ INLINE void sum_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, Vi
     }
 }
 
-static NOINLINE void sum_four_rows(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
-                                   View *vdy, lnorm_row *row)
+/* Whether elements of all rows stand side by side. */
+INLINE int is_plain(const lnorm_job *job)
 {
-    sum_rows(job, walk, first, vx, vscale, vdy, row, 4);
+    return job->op[LNORM_X].contiguous && job->op[LNORM_DY].contiguous && job->op[LNORM_DX].contiguous &&
+           (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block);
 }
 
-static NOINLINE void sum_one_row(const lnorm_job *job, lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale,
-                                 View *vdy, lnorm_row *row)
+/* The sums of a row in blocks, wherever its elements are. */
+INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *vx, View *vscale, View *vdy,
+                                  const char *x, const char *scale, const char *dy, const lnorm_row *row)
 {
-    sum_rows(job, walk, first, vx, vscale, vdy, row, 1);
+    const ptrdiff_t n = vx->job->n;
+    Sum sx, sg, sgx;
+    ptrdiff_t b = 0;
+    do {
+        const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
+        V tx[U], tg[U], tgx[U];
+        add_row(tx, tg, tgx, get(vx, x, b, m, row->exponent), get(vdy, dy, b, m, 0), get(vscale, scale, b, m, 0), m,
+                (T)row->center, (T)row->rstd);
+        if (b == 0) {
+            add_block(&sx, tx, 1);
+            add_block(&sg, tg, 1);
+            add_block(&sgx, tgx, 1);
+        } else {
+            add_block(&sx, tx, 0);
+            add_block(&sg, tg, 0);
+            add_block(&sgx, tgx, 0);
+        }
+        b += LNORM_BLOCK;
+    } while (b < n);
+    *total_x = total_of(&sx);
+    *total_g = total_of(&sg);
+    *total_gx = total_of(&sgx);
+}
+
+/* The sums of one row or of some, whose trees are folded together. Those of plain rows of one block go straight from
+   registers to their trees. */
+INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy, lnorm_row *row, int rows,
+                     int brief)
+{
+    const lnorm_job *job = walk->job;
+    const int last = job->outer_ndim - 1;
+    Total total_x[4], total_g[4], total_gx[4];
+    for (int i = 0; i < rows; i++) {
+        const char *x = walk->at[LNORM_X] + (i ? i * job->op[LNORM_X].outer[last] : 0);
+        const char *dy = walk->at[LNORM_DY] + (i ? i * job->op[LNORM_DY].outer[last] : 0);
+        const char *scale = walk->at[LNORM_SCALE] + (i ? i * job->op[LNORM_SCALE].outer[last] : 0);
+        standardize(job, first + i, vx, x, &row[i]);
+        if (brief) {
+            V tx[U], tg[U], tgx[U];
+            add_row(tx, tg, tgx, get(vx, x, 0, job->n, row[i].exponent), (const T *)dy, (const T *)scale, job->n, (T)row[i].center, (T)row[i].rstd);
+            total_x[i] = total_of_block(tx);
+            total_g[i] = total_of_block(tg);
+            total_gx[i] = total_of_block(tgx);
+        } else
+            total_of_row(&total_x[i], &total_g[i], &total_gx[i], vx, vscale, vdy, x, scale, dy, &row[i]);
+    }
+    mean_of_rows(row, total_x, total_g, total_gx, job->n, rows);
+}
+
+static NOINLINE void sum_brief_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
+                                    lnorm_row *row)
+{
+    sum_rows(walk, first, vx, vscale, vdy, row, 4, 1);
+}
+
+static NOINLINE void sum_four_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
+                                   lnorm_row *row)
+{
+    sum_rows(walk, first, vx, vscale, vdy, row, 4, 0);
+}
+
+static NOINLINE void sum_one_row(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
+                                 lnorm_row *row)
+{
+    sum_rows(walk, first, vx, vscale, vdy, row, 1, 0);
 }
 
 /* The sums of a strip. False if one of its observations is not finite or near the limits of its type. */
@@ -162,10 +213,17 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     lnorm_walk_to(&walk, job, first);
     if (job->columns && last - first >= W && sum_strip_of_rows(&walk, first, &vx, row, (int)(last - first)))
         return;
-    for (; first + 4 <= last; first += 4, row += 4)
-        sum_four_rows(job, &walk, first, &vx, &vscale, &vdy, row);
-    for (; first < last; first++, row++)
-        sum_one_row(job, &walk, first, &vx, &vscale, &vdy, row);
+    const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
+    for (int m; first < last; first += m, row += m) {
+        m = last - first >= 4 && lnorm_walk_left(&walk) >= 4 ? 4 : 1;
+        if (m == 1)
+            sum_one_row(&walk, first, &vx, &vscale, &vdy, row);
+        else if (brief)
+            sum_brief_rows(&walk, first, &vx, &vscale, &vdy, row);
+        else
+            sum_four_rows(&walk, first, &vx, &vscale, &vdy, row);
+        lnorm_walk_on(&walk, m);
+    }
 }
 
 /* Columns of a row: where its elements are, and what the sums over the row gave. */
@@ -184,10 +242,10 @@ INLINE void add_wide(double *sum, V v)
         *(D *)(sum + i * DW) += wide[i];
 }
 
-INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscale, double *doffset)
+INLINE void add_gradients(const Line *line, int rows, ptrdiff_t begin, ptrdiff_t end, double *dscale, double *doffset)
 {
-    ptrdiff_t j = 0;
-    for (; j + W <= m; j += W) {
+    ptrdiff_t j = begin;
+    for (; j + W <= end; j += W) {
         V dys = load(line[0].dy + j);
         V dyx = dys * XHAT(load(line[0].x + j), SPLAT(line[0].k), SPLAT(line[0].r), SPLAT(line[0].c));
         for (int i = 1; i < rows; i++) {
@@ -198,7 +256,7 @@ INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscal
         add_wide(dscale + j, dyx);
         add_wide(doffset + j, dys);
     }
-    for (; j < m; j++) {
+    for (; j < end; j++) {
         T dys = line[0].dy[j], dyx = dys * XHAT(line[0].x[j], line[0].k, line[0].r, line[0].c);
         for (int i = 1; i < rows; i++) {
             dyx += line[i].dy[j] * XHAT(line[i].x[j], line[i].k, line[i].r, line[i].c);
@@ -239,11 +297,75 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streame
     sweep_elements(line, scale, end, m);
 }
 
-/* Observations first <= i < last, a row at a time; the walk goes along. */
+/* m columns of four rows: dx, and what they add to the gradients. Streamed, all rows begin at the same place of a line. What
+   is ahead, in bytes unless 0, is fetched. */
+INLINE void sweep_together(const Line *line, const T *scale, ptrdiff_t m, double *dscale, double *doffset,
+                           ptrdiff_t ahead, int streamed)
+{
+    V k[4], r[4], c[4], mean_g[4], mean_gx[4];
+    ptrdiff_t begin = 0, end = m / W * W;
+    if (streamed) {
+        begin = until_aligned(line->dx, LINE);
+        begin = begin < m ? begin : m;
+        end = begin + (m - begin) / (LINE / T_SIZE) * (LINE / T_SIZE);
+    }
+    for (int i = 0; i < 4; i++) {
+        k[i] = SPLAT(line[i].k);
+        r[i] = SPLAT(line[i].r);
+        c[i] = SPLAT(line[i].c);
+        mean_g[i] = SPLAT(line[i].mean_g);
+        mean_gx[i] = SPLAT(line[i].mean_gx);
+    }
+    add_gradients(line, 4, 0, begin, dscale, doffset);
+    add_gradients(line, 4, end, m, dscale, doffset);
+    for (int i = 0; i < 4; i++) {
+        sweep_elements(&line[i], scale, 0, begin);
+        sweep_elements(&line[i], scale, end, m);
+    }
+    for (ptrdiff_t j = begin; j < end; j += W) {
+        const V g = load(scale + j);
+        V dyx, dys;
+        if (ahead && j % NARROW < W)
+            for (int i = 0; i < 4; i++) {
+                PREFETCH((const char *)(line[i].x + j) + ahead);
+                PREFETCH((const char *)(line[i].dy + j) + ahead);
+            }
+        for (int i = 0; i < 4; i++) {
+            const V dy = load(line[i].dy + j), xhat = XHAT(load(line[i].x + j), k[i], r[i], c[i]);
+            const V dx = (g * dy - mean_g[i] - xhat * mean_gx[i]) * r[i];
+            if (i == 0) {
+                dyx = dy * xhat;
+                dys = dy;
+            } else {
+                dyx += dy * xhat;
+                dys += dy;
+            }
+            if (streamed)
+                stream_to(line[i].dx + j, dx);
+            else
+                store(line[i].dx + j, dx);
+        }
+        add_wide(dscale + j, dyx);
+        add_wide(doffset + j, dys);
+    }
+}
+
+INLINE void know(Line *line, const lnorm_row *row)
+{
+    line->k = (T)row->center;
+    line->r = (T)row->rstd;
+    line->c = (T)row->mean_x;
+    line->mean_g = (T)row->mean_g;
+    line->mean_gx = (T)row->mean_gx;
+}
+
+/* Observations first <= i < last, in fours; the walk goes along. */
 static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last, const lnorm_row *row, ptrdiff_t begin,
                                 ptrdiff_t end, double *dscale, double *doffset)
 {
     const lnorm_job *job = at->job;
+    const int plain = is_plain(job) && dscale, inner = job->outer_ndim - 1;
+    const ptrdiff_t ahead = is_distant(job) && job->n > FEW ? (last - first) * job->n * T_SIZE : 0;
     lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;
     view_of(&vscale, job, LNORM_SCALE);
@@ -255,34 +377,50 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
     for (int rows; first < last; first += rows, row += rows) {
         const char *x[4], *dy[4], *scale = walk.at[LNORM_SCALE];
         char *dx[4];
+        Line line[4];
         ptrdiff_t width = block_width(job), m;
         rows = last - first < 4 ? 1 : 4;
-        for (int i = 0; i < rows; i++, lnorm_walk_on(&walk, 1)) {
+        const int left = lnorm_walk_left(&walk) >= rows;
+        int together = plain && rows == 4;
+        for (int i = 0; i < rows; i++) {
+            x[i] = walk.at[LNORM_X] + (left && i ? i * job->op[LNORM_X].outer[inner] : 0);
+            dy[i] = walk.at[LNORM_DY] + (left && i ? i * job->op[LNORM_DY].outer[inner] : 0);
+            dx[i] = walk.at[LNORM_DX] + (left && i ? i * job->op[LNORM_DX].outer[inner] : 0);
+            know(&line[i], &row[i]);
             width = row[i].exponent == 0 ? width : LNORM_BLOCK;
-            x[i] = walk.at[LNORM_X];
-            dy[i] = walk.at[LNORM_DY];
-            dx[i] = walk.at[LNORM_DX];
+            together = together && row[i].exponent == 0 && isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx) &&
+                       !(job->stream && (uintptr_t)(dx[i] - dx[0]) % LINE);
+            if (!left)
+                lnorm_walk_on(&walk, 1);
         }
+        if (left)
+            lnorm_walk_on(&walk, rows);
         for (ptrdiff_t j = begin; j < end; j += m) {
             const T *g;
-            Line line[4];
             m = end - j < width ? end - j : width;
             g = get(&vscale, scale, j, m, 0);
+            if (together) {
+                for (int i = 0; i < 4; i++) {
+                    line[i].x = (const T *)x[i] + j;
+                    line[i].dy = (const T *)dy[i] + j;
+                    line[i].dx = (T *)dx[i] + j;
+                }
+                if (job->stream)
+                    sweep_together(line, g, m, dscale + (j - begin), doffset + (j - begin), ahead, 1);
+                else
+                    sweep_together(line, g, m, dscale + (j - begin), doffset + (j - begin), ahead, 0);
+                continue;
+            }
             for (int i = 0; i < rows; i++) {
                 line[i].x = get(&vx[i], x[i], j, m, row[i].exponent);
                 line[i].dy = get(&vdy[i], dy[i], j, m, 0);
-                line[i].k = (T)row[i].center;
-                line[i].r = (T)row[i].rstd;
-                line[i].c = (T)row[i].mean_x;
-                line[i].mean_g = (T)row[i].mean_g;
-                line[i].mean_gx = (T)row[i].mean_gx;
+                line[i].dx = place(&vdx, dx[i], j, row[i].exponent);
             }
             if (dscale && rows == 1)
-                add_gradients(line, 1, m, dscale + (j - begin), doffset + (j - begin));
+                add_gradients(line, 1, 0, m, dscale + (j - begin), doffset + (j - begin));
             else if (dscale)
-                add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin));
+                add_gradients(line, 4, 0, m, dscale + (j - begin), doffset + (j - begin));
             for (int i = 0; i < rows; i++) {
-                line[i].dx = place(&vdx, dx[i], j, row[i].exponent);
                 if (job->stream)
                     sweep_row(&line[i], g, m, 1);
                 else
