@@ -6,7 +6,7 @@
    The registers of a strip begin at 0, W, 2·W, ...; the last one ends where the strip does, and may so hold observations
    of the one before. */
 
-#define SPAN (LINE / T_SIZE / W < 4 ? LINE / T_SIZE / W : 4) /* registers whose sums are taken together: those of a line */
+#define SPAN 2 /* registers whose sums are taken together */
 
 #define MANY 256
 
@@ -185,10 +185,9 @@ INLINE void sum_lanes(Lane *sums, const Strip *strip, int what, int lanes, int s
 
 INLINE void sum_strip(Lane *sums, const Strip *strip, int what)
 {
-    const int lanes = what == FIRST || what == ALL_SHORT || strip->n <= MANY ? 4 : 1;
-    if (span_of(strip->m) == 1)
+    if (span_of(strip->m) != SPAN)
         sum_lanes(sums, strip, what, 1, 1);
-    else if (lanes == 4)
+    else if (what == FIRST || what == ALL_SHORT || strip->n <= MANY)
         sum_lanes(sums, strip, what, 4, SPAN);
     else
         sum_lanes(sums, strip, what, 1, SPAN);
@@ -210,7 +209,7 @@ INLINE void values_of_register(double *value, const Lane *sums, int k, int i)
 }
 
 /* The statistics; mean and rstd may be NULL. False if an observation is not finite or near the limits of its type. */
-INLINE int stats_of_strip(Strip *strip, View *vx, double *mean, double *rstd)
+static NOINLINE int stats_of_strip(Strip *strip, View *vx, double *mean, double *rstd)
 {
     const ptrdiff_t n = strip->n;
     const int m = strip->m;
