@@ -129,7 +129,7 @@ cdef extern from "kernels/kernels.h" nogil:
         lnorm_kernels float32
         lnorm_kernels float64
 
-    int lnorm_strip(ptrdiff_t) noexcept
+    int lnorm_strip(ptrdiff_t, ptrdiff_t) noexcept
     const lnorm_isa lnorm_isas[]
     const int lnorm_isa_count
     void lnorm_add_partial(const lnorm_job *, ptrdiff_t, ptrdiff_t, const double *, double *, ptrdiff_t, ptrdiff_t) noexcept
@@ -612,7 +612,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
-    cdef ptrdiff_t strip, strips
+    cdef ptrdiff_t strip, strips, itemsize = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef bint wide = job.n > 2 * CHUNK
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
@@ -624,7 +624,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     plan.stride = (plan.width + 7) // 8 * 8
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
     plan.plane = job.outer_shape[job.outer_ndim - 1] if job.columns else observations
-    plan.batch = lnorm_strip(plan.plane) if job.columns else min(BATCH, max(4, (1 << 12) // job.n // 4 * 4))
+    plan.batch = lnorm_strip(plan.plane, itemsize) if job.columns else min(BATCH, max(4, (1 << 12) // job.n // 4 * 4))
     strip = plan.batch if job.columns else 1
     strips = (plan.plane + strip - 1) // strip
     plan.block = plan.batch if job.columns else BLOCK_ROWS

@@ -44,7 +44,8 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
 }
 
 /* The sums of m elements of a row, lane by lane. */
-INLINE void add_row(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, const T *scale, ptrdiff_t m, T center, T rstd)
+INLINE void add_row(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, const T *scale, ptrdiff_t m, T center,
+                    T rstd)
 {
     const V k = SPLAT(center), r = SPLAT(rstd);
     ptrdiff_t j = 0;
@@ -96,7 +97,7 @@ INLINE int is_plain(const lnorm_job *job)
 
 /* The sums of a row in blocks, wherever its elements are. */
 INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *vx, View *vscale, View *vdy,
-                                  const char *x, const char *scale, const char *dy, const lnorm_row *row)
+                         const char *x, const char *scale, const char *dy, const lnorm_row *row)
 {
     const ptrdiff_t n = vx->job->n;
     Sum sx, sg, sgx;
@@ -124,8 +125,8 @@ INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *
 
 /* The sums of one row or of some, whose trees are folded together. Those of plain rows of one block go straight from
    registers to their trees. */
-INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy, lnorm_row *row, int rows,
-                     int brief)
+INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy, lnorm_row *row,
+                     int rows, int brief)
 {
     const lnorm_job *job = walk->job;
     const int last = job->outer_ndim - 1;
@@ -137,7 +138,8 @@ INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vs
         standardize(job, first + i, vx, x, &row[i]);
         if (brief) {
             V tx[U], tg[U], tgx[U];
-            add_row(tx, tg, tgx, get(vx, x, 0, job->n, row[i].exponent), (const T *)dy, (const T *)scale, job->n, (T)row[i].center, (T)row[i].rstd);
+            add_row(tx, tg, tgx, get(vx, x, 0, job->n, row[i].exponent), (const T *)dy, (const T *)scale, job->n,
+                    (T)row[i].center, (T)row[i].rstd);
             total_x[i] = total_of_block(tx);
             total_g[i] = total_of_block(tg);
             total_gx[i] = total_of_block(tgx);
@@ -170,11 +172,11 @@ static NOINLINE int sum_strip_of_rows(const lnorm_walk *walk, ptrdiff_t first, V
 {
     const lnorm_job *job = walk->job;
     const double share = 1.0 / (double)job->n;
-    Lane sums[5];
+    Lane sums[WAITING];
     Strip strip;
     strip_of(&strip, walk, m);
     if (!job->mean) {
-        if (!stats_of_strip(&strip, vx, NULL, NULL))
+        if (!stats_of_strip(&strip, sums, vx, NULL, NULL))
             return 0;
         for (int i = 0; i < m; i++)
             row[i] = (lnorm_row){.center = strip.k[i], .rstd = strip.r[i]};
@@ -188,9 +190,9 @@ static NOINLINE int sum_strip_of_rows(const lnorm_walk *walk, ptrdiff_t first, V
         strip.r[i] = (T)row[i].rstd;
     }
     sum_strip(sums, &strip, BACKWARD);
-    for (int i = 0; i < registers_of(m); i++) {
+    for (int i = 0; i < strip.registers; i++) {
         double x[W], g[W], gx[W];
-        lnorm_row *own = row + place_of(m, i);
+        lnorm_row *own = row + place_of(&strip, i);
         values_of_register(x, sums, 0, i);
         values_of_register(g, sums, 1, i);
         values_of_register(gx, sums, 2, i);
@@ -445,7 +447,8 @@ INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)
 /* One element of m observations side by side; the sums of dy·x̂ and dy over them, of which observation p goes to lane
    p mod LANES, down to one register. The last register of dx may overlap the one before; it is computed before anything is
    written, because dx may be x or dy. */
-INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *strip, ptrdiff_t m, D *sum_dyx, D *sum_dy)
+INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *strip, ptrdiff_t m, D *sum_dyx,
+                         D *sum_dy)
 {
     const V g = SPLAT(scale), dy_end = load(dy + m - W);
     V tx[U], ty[U], dyx_end, dyx;
@@ -506,12 +509,16 @@ static NOINLINE int sweep_strip(const lnorm_walk *walk, const lnorm_row *row, pt
         const int elements = end - j < DW ? (int)(end - j) : DW;
         D sum_dyx[DW], sum_dy[DW];
         double sum[DW];
-        for (int q = 0; q < elements; q++)
-            sweep_across((T *)(walk->at[LNORM_DX] + (j + q) * op[LNORM_DX].inner[0]),
-                         (const T *)(walk->at[LNORM_X] + (j + q) * op[LNORM_X].inner[0]),
+        for (int q = 0; q < elements; q++) {
+            T row[STRIP] __attribute__((aligned(LINE)));
+            T *dx = (T *)(walk->at[LNORM_DX] + (j + q) * op[LNORM_DX].inner[0]);
+            sweep_across(walk->job->stream ? row : dx, (const T *)(walk->at[LNORM_X] + (j + q) * op[LNORM_X].inner[0]),
                          (const T *)(walk->at[LNORM_DY] + (j + q) * op[LNORM_DY].inner[0]),
                          *(const T *)(walk->at[LNORM_SCALE] + (j + q) * op[LNORM_SCALE].inner[0]), &strip, m,
                          &sum_dyx[q], &sum_dy[q]);
+            if (walk->job->stream)
+                stream_row(dx, row, m);
+        }
         if (!dscale)
             continue;
         for (int q = elements; q < DW; q++)

@@ -6,17 +6,21 @@
    The registers of a strip begin at 0, W, 2·W, ...; the last one ends where the strip does, and may so hold observations
    of the one before. */
 
+#define STRIP (LNORM_STRIP_BYTES / T_SIZE)
 #define SPAN 2 /* registers whose sums are taken together */
 
-#define MANY 256
+/* Elements of an observation up to which four lanes are summed at a time: they lie on n / 8 pages, twice as many in the
+   backward pass, and a processor knows the places of 64 at once. */
+#define NEAR 256
 
 typedef struct {
     const T *x, *dy, *scale;
     ptrdiff_t x_step, dy_step, scale_step, n; /* steps in elements */
     int m;                                    /* observations, at least W */
+    int span, registers;                      /* registers that are taken together, and all of them */
     /* of each observation: what its sums are centred on; see Stats, and lnorm_row for the backward pass */
-    T center[LNORM_STRIP] __attribute__((aligned(LINE)));
-    T k[LNORM_STRIP], r[LNORM_STRIP], c[LNORM_STRIP], mean_g[LNORM_STRIP], mean_gx[LNORM_STRIP];
+    T center[STRIP] __attribute__((aligned(LINE)));
+    T k[STRIP], r[STRIP], c[STRIP], mean_g[STRIP], mean_gx[STRIP];
 } Strip;
 
 INLINE void strip_of(Strip *strip, const lnorm_walk *walk, int m)
@@ -30,16 +34,20 @@ INLINE void strip_of(Strip *strip, const lnorm_walk *walk, int m)
     strip->scale_step = op[LNORM_SCALE].inner[0] / T_SIZE;
     strip->n = walk->job->n;
     strip->m = m;
+    strip->span = m < SPAN * W ? 1 : SPAN;
+    strip->registers = (m + strip->span * W - 1) / (strip->span * W) * strip->span;
 }
 
-/* Registers that are taken together, where the i-th ones begin, and how many there are of a strip. */
-INLINE int span_of(int m) { return m < SPAN * W ? 1 : SPAN; }
-INLINE int begin_of(int m, int i, int span) { return (i + span) * W < m ? i * W : m - span * W; }
-INLINE int registers_of(int m) { return (m + span_of(m) * W - 1) / (span_of(m) * W) * span_of(m); }
+/* The first observation in register i. */
+INLINE int place_of(const Strip *strip, int i)
+{
+    const int first = i / strip->span * strip->span, end = (first + strip->span) * W;
+    return i * W - (end > strip->m ? end - strip->m : 0);
+}
 
 /* One lane of up to three sums, or the sum of several lanes. */
 typedef struct {
-    Total of[3][LNORM_STRIP / DW];
+    Total of[3][STRIP / DW];
 } Lane;
 
 /* The terms of add_squares in stats.h, or those of add_terms in backward.h, for one element of W observations. */
@@ -126,6 +134,7 @@ INLINE void sum_lane(Total (*lane)[SPAN * PARTS], const Strip *strip, ptrdiff_t 
     }
 }
 
+/* The sums of some lanes, and of others. */
 INLINE void add_sums(Total (*sum)[SPAN * PARTS], Total (*other)[SPAN * PARTS], int sums, int registers)
 {
     UNROLL for (int k = 0; k < sums; k++) UNROLL for (int i = 0; i < registers * PARTS; i++)
@@ -144,7 +153,7 @@ INLINE void add_lanes(Lane *waiting, int parts, const Strip *strip, ptrdiff_t l,
 {
     const int sums = what == FIRST ? 1 : what == BACKWARD ? 3 : 2;
     Total a[3][SPAN * PARTS], b[3][SPAN * PARTS], c[3][SPAN * PARTS];
-    const int p = begin_of(strip->m, first, registers);
+    const int p = place_of(strip, first);
     first *= PARTS;
     sum_lane(a, strip, l, p, what, registers);
     if (lanes == 4) {
@@ -163,12 +172,13 @@ INLINE void add_lanes(Lane *waiting, int parts, const Strip *strip, ptrdiff_t l,
             a[k][i].rest += waiting[h].of[k][first + i].rest;
 #endif
         }
-    UNROLL for (int k = 0; k < sums; k++) UNROLL for (int i = 0; i < registers * PARTS; i++)
-        waiting->of[k][first + i] = a[k][i];
+    for (int k = 0; k < sums; k++)
+        UNROLL for (int i = 0; i < registers * PARTS; i++) waiting->of[k][first + i] = a[k][i];
 }
 
-/* The lane tree with lanes in bit-reversed order, so that a sum waits for its other half as short as can be. What it comes
-   to is in the first of the sums. */
+/* The lane tree with lanes in bit-reversed order, so that a sum waits for its other half as short as can be: one of them at
+   each of the WAITING levels. What it comes to is in the first. */
+#define WAITING 5
 INLINE void sum_lanes(Lane *sums, const Strip *strip, int what, int lanes, int span)
 {
     static const unsigned char reversed[LANES] = {0, 16, 8, 24, 4, 20, 12, 28, 2, 18, 10, 26, 6, 22, 14, 30,
@@ -178,22 +188,20 @@ INLINE void sum_lanes(Lane *sums, const Strip *strip, int what, int lanes, int s
         int parts = 0;
         for (; i >> parts & 1; parts++)
             waiting--;
-        for (int first = 0; first < registers_of(strip->m); first += span)
+        for (int first = 0; first < strip->registers; first += span)
             add_lanes(waiting, parts, strip, reversed[i * lanes], lanes, first, what, span);
     }
 }
 
 INLINE void sum_strip(Lane *sums, const Strip *strip, int what)
 {
-    if (span_of(strip->m) != SPAN)
+    if (strip->span < SPAN)
         sum_lanes(sums, strip, what, 1, 1);
-    else if (what == FIRST || what == ALL_SHORT || strip->n <= MANY)
+    else if (what == FIRST || what == ALL_SHORT || strip->n <= NEAR)
         sum_lanes(sums, strip, what, 4, SPAN);
     else
         sum_lanes(sums, strip, what, 1, SPAN);
 }
-
-INLINE int place_of(int m, int i) { const int span = span_of(m); return begin_of(m, i / span * span, span) + i % span * W; }
 
 /* Sum k of the observations in register i. */
 INLINE void values_of_register(double *value, const Lane *sums, int k, int i)
@@ -208,28 +216,28 @@ INLINE void values_of_register(double *value, const Lane *sums, int k, int i)
     }
 }
 
-/* The statistics; mean and rstd may be NULL. False if an observation is not finite or near the limits of its type. */
-static NOINLINE int stats_of_strip(Strip *strip, View *vx, double *mean, double *rstd)
+/* The statistics; mean and rstd may be NULL, sums is room for them on the way. False if an observation is not finite or near
+   the limits of its type. */
+static NOINLINE int stats_of_strip(Strip *strip, Lane *sums, View *vx, double *mean, double *rstd)
 {
     const ptrdiff_t n = strip->n;
-    const int m = strip->m;
     const double far = is_short(n) ? FAR_SHORT : FAR;
-    Lane sums[5];
     if (is_short(n)) {
-        fill(strip->center, m, 0);
+        fill(strip->center, strip->m, 0);
         sum_strip(sums, strip, ALL_SHORT);
     } else {
         sum_strip(sums, strip, FIRST);
-        for (int i = 0; i < registers_of(m); i++) {
+        for (int i = 0; i < strip->registers; i++) {
             double first[W];
             values_of_register(first, sums, 0, i);
             for (int l = 0; l < W; l += DW)
-                store_narrow(strip->center + place_of(m, i) + l, *(D *)(first + l) / (double)(n < CENTER ? n : CENTER));
+                store_narrow(strip->center + place_of(strip, i) + l,
+                             *(D *)(first + l) / (double)(n < CENTER ? n : CENTER));
         }
         sum_strip(sums, strip, ALL);
     }
-    for (int i = 0; i < registers_of(m); i++) {
-        const int at = place_of(m, i);
+    for (int i = 0; i < strip->registers; i++) {
+        const int at = place_of(strip, i);
         double d[W], d2[W];
         Stats s;
         values_of_register(d, sums, 0, i);

@@ -253,25 +253,25 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     }
 }
 
-/* One element of m observations side by side, of which each has its own statistics. The last register may overlap the one
-   before; it is computed before anything is written, because y may be x. */
-INLINE void affine_across(T *y, const T *x, T scale, T offset, const Strip *strip, ptrdiff_t m, int streamed)
+/* One element of m observations side by side, of which each has its own statistics. The first and the last register may
+   overlap the aligned ones between; they are computed before anything is written, because y may be x. Streamed, whole lines
+   are written around the caches. */
+INLINE void affine_across(T *y, const T *x, T scale, T offset, const Strip *s, ptrdiff_t m, int streamed)
 {
-    const ptrdiff_t begin = until_aligned(y, streamed ? LINE : W * T_SIZE);
     const V g = SPLAT(scale), b = SPLAT(offset);
-#define ACROSS(j) AFFINE(load(x + (j)), load(strip->k + (j)), load(strip->r + (j)), load(strip->c + (j)), g, b)
+#define ACROSS(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
+    const V head = ACROSS(0), tail = ACROSS(m - W);
+    ptrdiff_t j = until_aligned(y, streamed ? LINE : W * T_SIZE);
     if (streamed) {
-        const ptrdiff_t line = LINE / T_SIZE, end = begin + (m - begin) / line * line;
-        for (ptrdiff_t j = 0; j < begin; j += W)
-            store_part(y + j, ACROSS(j), 0, begin - j < W ? begin - j : W);
-        for (ptrdiff_t j = begin; j < end; j += W)
+        const ptrdiff_t begin = j, end = begin + (m - begin) / NARROW * NARROW;
+        for (ptrdiff_t i = 0; i < begin; i += W)
+            store_part(y + i, ACROSS(i), 0, begin - i < W ? begin - i : W);
+        for (; j < end; j += W)
             stream_to(y + j, ACROSS(j));
-        for (ptrdiff_t j = m - W; j > end - W; j -= W)
-            store_part(y + j, ACROSS(j), end > j ? end - j : 0, W);
+        for (ptrdiff_t i = m - W; i > end - W; i -= W)
+            store_part(y + i, ACROSS(i), end > i ? end - i : 0, W);
         return;
     }
-    const V head = ACROSS(0), tail = ACROSS(m - W);
-    ptrdiff_t j = begin;
     for (; j <= m - 4 * W; j += 4 * W)
         for (int i = 0; i < 4; i++)
             store(y + j + i * W, ACROSS(j + i * W));
@@ -287,17 +287,17 @@ static NOINLINE int forward_strip(const lnorm_walk *walk, View *vx, double *mean
 {
     const lnorm_job *job = walk->job;
     const lnorm_operand *op = job->op;
-    const int streamed = job->stream && m >= 2 * NARROW;
     Strip strip;
+    Lane sums[WAITING];
     strip_of(&strip, walk, m);
-    if (!stats_of_strip(&strip, vx, mean, rstd))
+    if (!stats_of_strip(&strip, sums, vx, mean, rstd))
         return 0;
     for (ptrdiff_t j = 0; j < job->n; j++) {
         const T *x = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]);
         const T scale = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]);
         const T offset = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0]);
         T *y = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]);
-        if (streamed)
+        if (job->stream && m >= 2 * NARROW)
             affine_across(y, x, scale, offset, &strip, m, 1);
         else
             affine_across(y, x, scale, offset, &strip, m, 0);
@@ -319,8 +319,9 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     }
     for (ptrdiff_t m, narrow = 0; job->columns && first < last; first += m, narrow -= m) {
         const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        m = narrow > 0 ? (most < NARROW ? most : NARROW) : lnorm_strip(most);
-        if (m >= W && forward_strip(&walk, &vx, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, m))
+        m = narrow > 0 ? (most < NARROW ? most : NARROW) : lnorm_strip(most, T_SIZE);
+        if (m >= W &&
+            forward_strip(&walk, &vx, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, m))
             lnorm_walk_on(&walk, m);
         else if (m > NARROW) { /* something special is in it: the others in smaller strips */
             narrow = m;

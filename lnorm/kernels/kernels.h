@@ -14,8 +14,8 @@ enum { LNORM_BLOCK = 512 };
 /* The sums of a long row are taken segment by segment, which threads can share; see stats.h. Room for those of one. */
 enum { LNORM_SEGMENT = 128 * LNORM_BLOCK, LNORM_SUMS_BYTES = 1024 };
 
-/* Observations that stand side by side (channels first) and are taken together, at most. */
-enum { LNORM_STRIP = 512 };
+/* Observations that stand side by side (channels first) are taken a strip at a time, of so many bytes at most. */
+enum { LNORM_STRIP_BYTES = 1 << 11, LNORM_STRIP = LNORM_STRIP_BYTES / 4 };
 
 /* The operands of a job. The forward pass reads x, scale, offset and writes y; the backward pass reads x, scale, dy and
    writes dx, and its grad says which element of the parameters' gradient each element of a row adds to. */
@@ -81,12 +81,12 @@ typedef struct {
     lnorm_kernels float32, float64;
 } lnorm_isa;
 
-/* So many observations side by side, in strips of much the same width: that of the next one. */
-static inline int lnorm_strip(ptrdiff_t observations)
+/* The width of the next strip, where so many observations are left: all strips of a plane are about as wide. */
+static inline int lnorm_strip(ptrdiff_t left, ptrdiff_t itemsize)
 {
-    const ptrdiff_t strips = (observations + LNORM_STRIP - 1) / LNORM_STRIP;
-    const ptrdiff_t width = ((observations + strips - 1) / strips + 15) / 16 * 16;
-    return (int)(width < observations ? width : observations);
+    const ptrdiff_t most = LNORM_STRIP_BYTES / itemsize, strips = (left + most - 1) / most;
+    const ptrdiff_t width = ((left + strips - 1) / strips + 15) / 16 * 16;
+    return (int)(width < left ? width : left);
 }
 
 extern const lnorm_isa lnorm_isas[]; /* compiled in, best first; the last one runs everywhere */

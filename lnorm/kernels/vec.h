@@ -112,6 +112,20 @@ INLINE void stream_to(T *p, V v)
 #endif
 }
 
+/* Elements from p to the next address that is a multiple of bytes. */
+INLINE ptrdiff_t until_aligned(const T *p, uintptr_t bytes) { return (ptrdiff_t)(-(uintptr_t)p % bytes) / T_SIZE; }
+
+/* m elements around the caches: whole lines, and what is left of one at both ends. */
+INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
+{
+    const ptrdiff_t line = LINE / T_SIZE, skip = until_aligned(to, LINE), begin = skip < m ? skip : m;
+    const ptrdiff_t end = begin + (m - begin) / line * line;
+    memcpy(to, from, (size_t)begin * T_SIZE);
+    for (ptrdiff_t j = begin; j < end; j += W)
+        stream_to(to + j, load(from + j));
+    memcpy(to + end, from + end, (size_t)(m - end) * T_SIZE);
+}
+
 /* n elements that are read next. */
 INLINE void fetch(const T *x, ptrdiff_t n)
 {
@@ -127,9 +141,6 @@ INLINE void store_part(T *p, V v, int begin, int end)
     for (int l = begin; l < end; l++)
         p[l] = lanes[l];
 }
-
-/* Elements from p to the next address that is a multiple of bytes. */
-INLINE ptrdiff_t until_aligned(const T *p, uintptr_t bytes) { return (ptrdiff_t)(-(uintptr_t)p % bytes) / T_SIZE; }
 
 /* The lane tree: lane l takes lane l + h for h = LANES/2 ... 1. The same additions whatever the width of a register,
    which is what makes the bits the same everywhere. Here down to the lanes of one register. */
