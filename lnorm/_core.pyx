@@ -529,15 +529,16 @@ cdef struct Plan:
     const lnorm_kernels *kernels
     lnorm_row *rows              # of all observations when rows are long; else NULL
     ptrdiff_t group              # observations that share their parameters
-    ptrdiff_t block, blocks      # observations in a block, blocks in a group
+    ptrdiff_t plane              # observations of it that stand side by side; all of it where none do
+    ptrdiff_t unit, units        # observations that one block has all of, BLOCK_ROWS or a strip; how many a plane has
+    ptrdiff_t block, blocks      # units in a block, blocks in a group
+    ptrdiff_t batch              # observations between the two sweeps of a block
     ptrdiff_t width, chunks      # columns in a chunk, chunks in a row
     ptrdiff_t stride             # doubles from one sum over a chunk to the next: whole cache lines
-    ptrdiff_t batch              # observations between the two sweeps: some rows, or a strip of columns ...
-    ptrdiff_t plane              # ... of so many that stand side by side
 
 
-cdef inline ptrdiff_t end_of_batch(const Plan *plan, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
-    return min(last, first + plan.batch, (first // plan.plane + 1) * plan.plane)
+cdef inline ptrdiff_t begin_of_unit(const Plan *plan, ptrdiff_t unit) noexcept nogil:
+    return unit // plan.units * plan.plane + unit % plan.units * plan.unit
 
 
 cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept nogil:
@@ -545,8 +546,8 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
     cdef ptrdiff_t g = task // (plan.blocks * plan.chunks)
     cdef ptrdiff_t c = task // plan.blocks % plan.chunks
     cdef ptrdiff_t b = task % plan.blocks
-    cdef ptrdiff_t first = g * plan.group + b * plan.block
-    cdef ptrdiff_t last = min(first + plan.block, (g + 1) * plan.group)
+    cdef ptrdiff_t first = g * plan.group + begin_of_unit(plan, b * plan.block)
+    cdef ptrdiff_t last = g * plan.group + min(begin_of_unit(plan, (b + 1) * plan.block), plan.group)
     cdef ptrdiff_t begin = c * plan.width, end = min(begin + plan.width, plan.job.n), stop
     cdef double *dscale = partial
     cdef double *doffset = NULL if partial == NULL else partial + plan.stride
@@ -556,7 +557,7 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
     if partial != NULL:
         memset(partial, 0, 2 * plan.stride * sizeof(double))
     while first < last:
-        stop = end_of_batch(plan, first, last)
+        stop = min(last, first + plan.batch, (first // plan.plane + 1) * plan.plane)
         if plan.rows != NULL:
             rows = plan.rows + first
         else:
@@ -566,7 +567,10 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
     lnorm_fp_leave(host)
 
 
-cdef void backward_sums_task(const Plan *plan, ptrdiff_t first, ptrdiff_t last) noexcept nogil:
+cdef void backward_sums_task(const Plan *plan, ptrdiff_t i) noexcept nogil:
+    """The sums of one row, or of one strip."""
+    cdef ptrdiff_t first = begin_of_unit(plan, i) if plan.job.columns else i
+    cdef ptrdiff_t last = min(first + plan.unit, (first // plan.plane + 1) * plan.plane) if plan.job.columns else i + 1
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.kernels.backward_sums(plan.job, first, last, plan.rows + first)
     lnorm_fp_leave(host)
@@ -612,7 +616,6 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
-    cdef ptrdiff_t strip, strips, itemsize = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef bint wide = job.n > 2 * CHUNK
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
@@ -623,13 +626,17 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     plan.chunks = (job.n + plan.width - 1) // plan.width
     plan.stride = (plan.width + 7) // 8 * 8
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
-    plan.plane = job.outer_shape[job.outer_ndim - 1] if job.columns else observations
-    plan.batch = lnorm_strip(plan.plane, itemsize) if job.columns else min(BATCH, max(4, (1 << 12) // job.n // 4 * 4))
-    strip = plan.batch if job.columns else 1
-    strips = (plan.plane + strip - 1) // strip
-    plan.block = plan.batch if job.columns else BLOCK_ROWS
-    plan.block = ((plan.group + plan.blocks - 1) // plan.blocks + plan.block - 1) // plan.block * plan.block
-    plan.blocks = (plan.group + plan.block - 1) // plan.block
+    if job.columns:
+        plan.plane = job.outer_shape[job.outer_ndim - 1]
+        plan.batch = plan.unit = lnorm_strip(plan.plane, 4 if typenum == cnp.NPY_FLOAT32 else 8)
+    else:
+        plan.plane = plan.group
+        plan.unit = BLOCK_ROWS
+        plan.batch = min(BATCH, max(4, (1 << 12) // job.n // 4 * 4))
+    plan.units = (plan.plane + plan.unit - 1) // plan.unit
+    count = plan.group // plan.plane * plan.units
+    plan.block = (count + plan.blocks - 1) // plan.blocks
+    plan.blocks = (count + plan.block - 1) // plan.block
     tasks = groups * plan.blocks * plan.chunks
     if observations * job.n >= PARALLEL_ELEMENTS:
         threads = <int>min(<ptrdiff_t>num_threads(), tasks)
@@ -650,11 +657,9 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
             raise MemoryError("layer_norm_backward: no memory for the sums over observations")
         with nogil:
             if wide:
-                for i in prange(observations // plan.plane * strips, num_threads=threads, schedule="static",
-                                use_threads_if=threads > 1):
-                    backward_sums_task(&plan, i // strips * plan.plane + i % strips * strip,
-                                       min(i // strips * plan.plane + (i % strips + 1) * strip,
-                                           (i // strips + 1) * plan.plane))
+                count = groups * count if job.columns else observations
+                for i in prange(count, num_threads=threads, schedule="static", use_threads_if=threads > 1):
+                    backward_sums_task(&plan, i)
             task = 0
             while task < tasks:
                 count = min(wave, tasks - task)

@@ -213,7 +213,7 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&vdy, job, LNORM_DY);
     lnorm_walk_to(&walk, job, first);
-    if (job->columns && last - first >= W && sum_strip_of_rows(&walk, first, &vx, row, (int)(last - first)))
+    if (job->columns && last - first >= NARROW && sum_strip_of_rows(&walk, first, &vx, row, (int)(last - first)))
         return;
     const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
     for (int m; first < last; first += m, row += m) {
@@ -538,7 +538,7 @@ static void backward_sweep(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last
 {
     lnorm_walk walk;
     lnorm_walk_to(&walk, job, first);
-    if (!(job->columns && last - first >= W &&
+    if (!(job->columns && last - first >= NARROW &&
           sweep_strip(&walk, row, begin, end, dscale, doffset, (int)(last - first))))
         sweep_rows(&walk, first, last, row, begin, end, dscale, doffset);
     FENCE(job->stream);
