@@ -684,9 +684,9 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
 
 def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray dx not None, mean, rstd, dscale, doffset,
              grad_strides, ptrdiff_t groups, ptrdiff_t grad_size, list order not None, int core, double epsilon):
-    """Planned arrays as in `forward`. The leading axes of the order are those along which scale differs: `groups` of observations share
-    their parameters. dscale and doffset, or None, are C-contiguous with grad_size elements for each group;
-    grad_strides tells, in elements, which of these an element of x adds to."""
+    """Planned arrays as in `forward`. The leading axes of the order are those along which scale differs: `groups` of
+    observations share their parameters. dscale and doffset, or None, are C-contiguous with grad_size elements for each
+    group; grad_strides tells, in elements, which of these an element of x adds to."""
     cdef lnorm_job job
     fill_job(&job, [x, scale, dy, dx], order, core, grad_strides)
     job.epsilon = epsilon

@@ -68,7 +68,7 @@ def test_gradients_of_awkward_rows_are_within_16_eps(n, name, dtype, given_stats
 @given
 @dtypes
 @pytest.mark.parametrize("step", [None, 1, 2])
-@pytest.mark.parametrize("columns", [15, 80, 196])
+@pytest.mark.parametrize("columns", [15, 80, 196, 600])  # none, one and two strips of a plane
 @pytest.mark.parametrize("n", [33, 513, 1100])
 def test_gradients_of_columns_are_within_16_eps(n, columns, step, dtype, given_stats):
     rng = rng_for("columns", n, columns)
