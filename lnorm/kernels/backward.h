@@ -72,6 +72,13 @@ INLINE Total total_of_block(const V *lanes)
     return total_of(&sum);
 }
 
+INLINE void set_means(lnorm_row *row, double sum_x, double sum_g, double sum_gx, double share)
+{
+    row->mean_x = sum_x * share;
+    row->mean_g = sum_g * share;
+    row->mean_gx = sum_gx * share - row->mean_x * row->mean_g;
+}
+
 /* What the sums of one row or of four come to. */
 INLINE void mean_of_rows(lnorm_row *row, const Total *total_x, const Total *total_g, const Total *total_gx, ptrdiff_t n,
                          int rows)
@@ -81,11 +88,8 @@ INLINE void mean_of_rows(lnorm_row *row, const Total *total_x, const Total *tota
     values_of(sum_x, total_x, rows);
     values_of(sum_g, total_g, rows);
     values_of(sum_gx, total_gx, rows);
-    for (int i = 0; i < rows; i++) {
-        row[i].mean_x = sum_x[i] * share;
-        row[i].mean_g = sum_g[i] * share;
-        row[i].mean_gx = sum_gx[i] * share - row[i].mean_x * row[i].mean_g;
-    }
+    for (int i = 0; i < rows; i++)
+        set_means(&row[i], sum_x[i], sum_g[i], sum_gx[i], share);
 }
 
 /* Whether elements of all rows stand side by side. */
@@ -196,11 +200,8 @@ static NOINLINE int sum_strip_of_rows(const lnorm_walk *walk, ptrdiff_t first, V
         values_of_register(x, sums, 0, i);
         values_of_register(g, sums, 1, i);
         values_of_register(gx, sums, 2, i);
-        for (int l = 0; l < W; l++) {
-            own[l].mean_x = x[l] * share;
-            own[l].mean_g = g[l] * share;
-            own[l].mean_gx = gx[l] * share - own[l].mean_x * own[l].mean_g;
-        }
+        for (int l = 0; l < W; l++)
+            set_means(&own[l], x[l], g[l], gx[l], share);
     }
     return 1;
 }
@@ -269,12 +270,13 @@ INLINE void add_gradients(const Line *line, int rows, ptrdiff_t begin, ptrdiff_t
     }
 }
 
-#define DX(x, dy, scale, k, r, c, mean_g, mean_gx) (((scale) * (dy) - mean_g - XHAT(x, k, r, c) * mean_gx) * r)
+#define DX(g, xhat, r, mean_g, mean_gx) (((g) - (mean_g) - (xhat) * (mean_gx)) * (r))
 
 INLINE void sweep_elements(const Line *line, const T *scale, ptrdiff_t begin, ptrdiff_t end)
 {
     for (ptrdiff_t j = begin; j < end; j++)
-        line->dx[j] = DX(line->x[j], line->dy[j], scale[j], line->k, line->r, line->c, line->mean_g, line->mean_gx);
+        line->dx[j] = DX(scale[j] * line->dy[j], XHAT(line->x[j], line->k, line->r, line->c), line->r, line->mean_g,
+                         line->mean_gx);
 }
 
 /* m columns of dx. Streamed: whole lines of dx are written around the caches. */
@@ -290,7 +292,8 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streame
     }
     sweep_elements(line, scale, 0, begin);
     for (ptrdiff_t j = begin; j < end; j += W) {
-        const V dx = DX(load(line->x + j), load(line->dy + j), load(scale + j), k, r, c, mean_g, mean_gx);
+        const V g = load(scale + j) * load(line->dy + j);
+        const V dx = DX(g, XHAT(load(line->x + j), k, r, c), r, mean_g, mean_gx);
         if (streamed)
             stream_to(line->dx + j, dx);
         else
@@ -334,7 +337,7 @@ INLINE void sweep_together(const Line *line, const T *scale, ptrdiff_t m, double
             }
         for (int i = 0; i < 4; i++) {
             const V dy = load(line[i].dy + j), xhat = XHAT(load(line[i].x + j), k[i], r[i], c[i]);
-            const V dx = (g * dy - mean_g[i] - xhat * mean_gx[i]) * r[i];
+            const V dx = DX(g * dy, xhat, r[i], mean_g[i], mean_gx[i]);
             if (i == 0) {
                 dyx = dy * xhat;
                 dys = dy;
@@ -352,6 +355,7 @@ INLINE void sweep_together(const Line *line, const T *scale, ptrdiff_t m, double
     }
 }
 
+/* What the sums gave, rounded to T. */
 INLINE void know(Line *line, const lnorm_row *row)
 {
     line->k = (T)row->center;
@@ -441,7 +445,7 @@ INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)
 {
     const V xhat = XHAT(x, load(strip->k + p), load(strip->r + p), load(strip->c + p));
     *dyx = dy * xhat;
-    return (scale * dy - load(strip->mean_g + p) - xhat * load(strip->mean_gx + p)) * load(strip->r + p);
+    return DX(scale * dy, xhat, load(strip->r + p), load(strip->mean_g + p), load(strip->mean_gx + p));
 }
 
 /* One element of m observations side by side; the sums of dy·x̂ and dy over them, of which observation p goes to lane

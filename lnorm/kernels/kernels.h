@@ -67,7 +67,7 @@ typedef struct {
     void (*long_sums)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums);
     void (*long_stats)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row);
     void (*long_write)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row);
-    /* The sums over each of the rows first <= i < last; of columns, one strip. */
+    /* The sums over each of the rows first <= i < last; where they are columns, of one strip, here and below. */
     void (*backward_sums)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, lnorm_row *rows);
     /* dx in the columns begin <= j < end of those rows; adds their Σ dy·x̂ and Σ dy to dscale[j - begin] and
        doffset[j - begin], unless these are NULL. */

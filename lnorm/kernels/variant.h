@@ -81,6 +81,7 @@
 #define put NAME(put)
 #define scale_to_one NAME(scale_to_one)
 #define scatter NAME(scatter)
+#define set_means NAME(set_means)
 #define settle NAME(settle)
 #define settle_rest NAME(settle_rest)
 #define settle_rows NAME(settle_rows)
