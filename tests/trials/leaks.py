@@ -125,6 +125,7 @@ def heap():
 
 def measure():
     gc.collect()
+    sys._clear_type_cache()  # it keeps names that were looked up, such as those of dtypes in errors
     return {
         "traced bytes": tracemalloc.get_traced_memory()[0],
         "heap bytes": heap(),
