@@ -193,6 +193,7 @@ INLINE void sum_lanes(Lane *sums, const Strip *strip, int what, int lanes, int s
     }
 }
 
+/* Lanes one by one where a strip is narrow or its elements are many, else in fours. */
 INLINE void sum_strip(Lane *sums, const Strip *strip, int what)
 {
     if (strip->span < SPAN)

@@ -118,8 +118,8 @@ INLINE ptrdiff_t until_aligned(const T *p, uintptr_t bytes) { return (ptrdiff_t)
 /* m elements around the caches: whole lines, and what is left of one at both ends. */
 INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
 {
-    const ptrdiff_t line = LINE / T_SIZE, skip = until_aligned(to, LINE), begin = skip < m ? skip : m;
-    const ptrdiff_t end = begin + (m - begin) / line * line;
+    const ptrdiff_t skip = until_aligned(to, LINE), begin = skip < m ? skip : m;
+    const ptrdiff_t end = begin + (m - begin) / NARROW * NARROW;
     memcpy(to, from, (size_t)begin * T_SIZE);
     for (ptrdiff_t j = begin; j < end; j += W)
         stream_to(to + j, load(from + j));
