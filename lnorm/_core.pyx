@@ -446,30 +446,60 @@ cdef void long_sums_task(const lnorm_job *job, const lnorm_kernels *kernels, ptr
     lnorm_fp_leave(host)
 
 
-cdef void long_write_task(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end,
-                          const lnorm_row *row) noexcept nogil:
+cdef void long_write_task(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t first, ptrdiff_t last, ptrdiff_t begin,
+                          ptrdiff_t end, const lnorm_row *rows) noexcept nogil:
+    """Columns of some rows, a stretch of each in turn: what they share of scale and offset is read once."""
+    cdef ptrdiff_t i, stop
     cdef lnorm_fpenv host = lnorm_fp_enter()
-    kernels.long_write(job, i, begin, end, row)
+    while begin < end:
+        stop = min(begin + STRETCH if last - first > 1 else end, end)
+        for i in range(first, last):
+            kernels.long_write(job, i, begin, stop, &rows[i - first])
+        begin = stop
     lnorm_fp_leave(host)
 
 
-cdef bint share_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept:
-    """Fewer rows than threads, long ones: the threads share each of them. False, and nothing is done, without memory."""
-    cdef ptrdiff_t segments = (job.n + LNORM_SEGMENT - 1) // LNORM_SEGMENT, i
+cdef enum:
+    LONG_ROWS = 4                # rows that are summed before they are written
+    STRETCH = 16 * LNORM_BLOCK   # elements of each that are written in turn
+    LONG = 1 << 20               # elements from which on that pays: a row and what it shares do not fit the caches
+
+
+cdef bint is_shared(const lnorm_operand *op, int outer_ndim) noexcept nogil:
+    """Whether all observations have this operand in common."""
+    cdef int d
+    for d in range(outer_ndim):
+        if op.outer[d] != 0:
+            return False
+    return True
+
+
+cdef bint is_long(const lnorm_job *job, ptrdiff_t observations) noexcept nogil:
+    """Whether rows do not fit the caches, so that what they share is better read for several."""
+    return (job.stream and observations > 1 and job.n >= LONG and is_shared(&job.op[<int>LNORM_SCALE], job.outer_ndim) and
+            is_shared(&job.op[<int>LNORM_OFFSET], job.outer_ndim))
+
+
+cdef bint long_rows(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t observations, int threads) noexcept:
+    """Long rows, each of which the threads share. False, and nothing is done, without memory."""
+    cdef ptrdiff_t segments = (job.n + LNORM_SEGMENT - 1) // LNORM_SEGMENT, i, first = 0, last
     cdef int t, shares = <int>min(<ptrdiff_t>threads, segments)
-    cdef lnorm_row row
+    cdef lnorm_row rows[LONG_ROWS]
     cdef char *sums = <char *>malloc(segments * LNORM_SUMS_BYTES)
     if sums == NULL:
         return False
     # Here and not in a nogil function, where Cython asks PyGILState_Check, which is wrong beside sub-interpreters.
     with nogil:
-        for i in range(observations):
-            for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
-                long_sums_task(job, kernels, i, segments * t // shares, segments * (t + 1) // shares, sums)
-            kernels.long_stats(job, i, segments, sums, &row)
-            for t in prange(shares, num_threads=shares, schedule="static", chunksize=1):
-                long_write_task(job, kernels, i, segments * t // shares * LNORM_SEGMENT,
-                                min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), &row)
+        while first < observations:
+            last = min(first + LONG_ROWS, observations)
+            for i in range(first, last):
+                for t in prange(shares, num_threads=shares, schedule="static", chunksize=1, use_threads_if=shares > 1):
+                    long_sums_task(job, kernels, i, segments * t // shares, segments * (t + 1) // shares, sums)
+                kernels.long_stats(job, i, segments, sums, &rows[i - first])
+            for t in prange(shares, num_threads=shares, schedule="static", chunksize=1, use_threads_if=shares > 1):
+                long_write_task(job, kernels, first, last, segments * t // shares * LNORM_SEGMENT,
+                                min(segments * (t + 1) // shares * LNORM_SEGMENT, job.n), rows)
+            first = last
     free(sums)
     return True
 
@@ -480,7 +510,8 @@ cdef void run_forward(const lnorm_job *job, const lnorm_kernels *kernels, ptrdif
     cdef lnorm_fpenv host = lnorm_fp_enter()
     if elements < NOGIL_ELEMENTS:
         kernels.forward(job, 0, observations)
-    elif not (observations < threads and job.n > LNORM_SEGMENT and share_rows(job, kernels, observations, threads)):
+    elif not (job.n > LNORM_SEGMENT and (observations < threads or is_long(job, observations)) and
+              long_rows(job, kernels, observations, threads)):
         threads = <int>min(<ptrdiff_t>threads, observations)
         with nogil:
             if threads == 1:

@@ -335,3 +335,46 @@ def test_threads_that_share_a_row_leave_its_bits_alone(special, n, dtype):
             lnorm.set_num_threads(None)
         assert bits(in_place) == bits(results[-1][0])
     assert bits(*results[0]) == bits(*results[1]) == bits(*results[2])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("begin", [0, 5])
+def test_long_rows_that_are_written_in_turn_have_the_bits_of_the_row_alone(begin, threads, dtype):
+    """Four at a time, and one that is left over."""
+    n = 2**20 + 77
+    x = rng_for("long").standard_normal((5, n), np.float32).astype(dtype)
+    x[1, 100] = np.nan
+    x[2] *= np.finfo(dtype).max / 8
+    x[3, 64:] += 1000
+    scale, offset = rng_for("long", 2).standard_normal((2, n)).astype(dtype)
+    buffer = np.full(x.size + 64, 7, dtype)
+    y = buffer[begin : begin + x.size].reshape(x.shape)
+    lnorm.set_num_threads(threads)
+    try:
+        _, mean, rstd = lnorm.layer_norm(x, scale, offset, out=y, return_stats=True)
+    finally:
+        lnorm.set_num_threads(None)
+    for i, row in enumerate(x):
+        alone = lnorm.layer_norm(row, scale, offset, return_stats=True)
+        assert bits(y[i]) == bits(alone[0])
+        assert bits(mean[i], rstd[i]) == bits(*alone[1:])
+    assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all()
+
+
+@pytest.mark.parametrize("n", [512, 771, 1025])
+@pytest.mark.parametrize("begin", [0, 1, 4, 13])
+def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
+    """Its whole registers lie between ends that hold a part of one."""
+    rng = rng_for("dx begins", n)
+    dy, x = rng.standard_normal((2, 7, n)).astype(dtype)
+    x[5, 3] = np.nan
+    scale = rng.standard_normal(n).astype(dtype)
+    expected = lnorm.layer_norm_backward(dy, x, scale)
+    buffer = np.full(x.size + 64, 7, dtype)
+    dx = buffer[begin : begin + x.size].reshape(x.shape)
+    _, dscale, doffset = lnorm.layer_norm_backward(dy, x, scale, out=dx)
+    assert bits(dx, dscale, doffset) == bits(*expected)
+    assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all()
+    dx[:] = x
+    _, dscale, doffset = lnorm.layer_norm_backward(dy, dx, scale, out=dx)
+    assert bits(dx, dscale, doffset) == bits(*expected)

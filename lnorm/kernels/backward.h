@@ -99,9 +99,17 @@ INLINE int is_plain(const lnorm_job *job)
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block);
 }
 
+/* Bytes to the rows that are summed after these, where those are fetched: x while these are summed, dy while they are swept
+   together. All at once is more than a processor keeps on the way. */
+INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
+{
+    const ptrdiff_t bytes = job->n * T_SIZE;
+    return is_plain(job) && is_distant(job) && !(job->stream && bytes % LINE) ? rows * bytes : 0;
+}
+
 /* The sums of a row in blocks, wherever its elements are. */
 INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *vx, View *vscale, View *vdy,
-                         const char *x, const char *scale, const char *dy, const lnorm_row *row)
+                         const char *x, const char *scale, const char *dy, const lnorm_row *row, ptrdiff_t ahead)
 {
     const ptrdiff_t n = vx->job->n;
     Sum sx, sg, sgx;
@@ -109,6 +117,8 @@ INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *
     do {
         const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
         V tx[U], tg[U], tgx[U];
+        if (ahead)
+            fetch((const T *)(x + ahead) + b, m);
         add_row(tx, tg, tgx, get(vx, x, b, m, row->exponent), get(vdy, dy, b, m, 0), get(vscale, scale, b, m, 0), m,
                 (T)row->center, (T)row->rstd);
         if (b == 0) {
@@ -130,7 +140,7 @@ INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *
 /* The sums of one row or of some, whose trees are folded together. Those of plain rows of one block go straight from
    registers to their trees. */
 INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy, lnorm_row *row,
-                     int rows, int brief)
+                     int rows, int brief, ptrdiff_t ahead)
 {
     const lnorm_job *job = walk->job;
     const int last = job->outer_ndim - 1;
@@ -142,33 +152,35 @@ INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vs
         standardize(job, first + i, vx, x, &row[i]);
         if (brief) {
             V tx[U], tg[U], tgx[U];
+            if (ahead)
+                fetch((const T *)(x + ahead), job->n);
             add_row(tx, tg, tgx, get(vx, x, 0, job->n, row[i].exponent), (const T *)dy, (const T *)scale, job->n,
                     (T)row[i].center, (T)row[i].rstd);
             total_x[i] = total_of_block(tx);
             total_g[i] = total_of_block(tg);
             total_gx[i] = total_of_block(tgx);
         } else
-            total_of_row(&total_x[i], &total_g[i], &total_gx[i], vx, vscale, vdy, x, scale, dy, &row[i]);
+            total_of_row(&total_x[i], &total_g[i], &total_gx[i], vx, vscale, vdy, x, scale, dy, &row[i], ahead);
     }
     mean_of_rows(row, total_x, total_g, total_gx, job->n, rows);
 }
 
 static NOINLINE void sum_brief_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
-                                    lnorm_row *row)
+                                    lnorm_row *row, ptrdiff_t ahead)
 {
-    sum_rows(walk, first, vx, vscale, vdy, row, 4, 1);
+    sum_rows(walk, first, vx, vscale, vdy, row, 4, 1, ahead);
 }
 
 static NOINLINE void sum_four_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
-                                   lnorm_row *row)
+                                   lnorm_row *row, ptrdiff_t ahead)
 {
-    sum_rows(walk, first, vx, vscale, vdy, row, 4, 0);
+    sum_rows(walk, first, vx, vscale, vdy, row, 4, 0, ahead);
 }
 
 static NOINLINE void sum_one_row(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vscale, View *vdy,
                                  lnorm_row *row)
 {
-    sum_rows(walk, first, vx, vscale, vdy, row, 1, 0);
+    sum_rows(walk, first, vx, vscale, vdy, row, 1, 0, 0);
 }
 
 /* The sums of a strip. False if one of its observations is not finite or near the limits of its type. */
@@ -217,14 +229,15 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     if (job->columns && last - first >= NARROW && sum_strip_of_rows(&walk, first, &vx, row, (int)(last - first)))
         return;
     const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
+    const ptrdiff_t ahead = to_next_batch(job, last - first);
     for (int m; first < last; first += m, row += m) {
         m = last - first >= 4 && lnorm_walk_left(&walk) >= 4 ? 4 : 1;
         if (m == 1)
             sum_one_row(&walk, first, &vx, &vscale, &vdy, row);
         else if (brief)
-            sum_brief_rows(&walk, first, &vx, &vscale, &vdy, row);
+            sum_brief_rows(&walk, first, &vx, &vscale, &vdy, row, ahead);
         else
-            sum_four_rows(&walk, first, &vx, &vscale, &vdy, row);
+            sum_four_rows(&walk, first, &vx, &vscale, &vdy, row, ahead);
         lnorm_walk_on(&walk, m);
     }
 }
@@ -245,10 +258,10 @@ INLINE void add_wide(double *sum, V v)
         *(D *)(sum + i * DW) += wide[i];
 }
 
-INLINE void add_gradients(const Line *line, int rows, ptrdiff_t begin, ptrdiff_t end, double *dscale, double *doffset)
+INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscale, double *doffset)
 {
-    ptrdiff_t j = begin;
-    for (; j + W <= end; j += W) {
+    ptrdiff_t j = 0;
+    for (; j + W <= m; j += W) {
         V dys = load(line[0].dy + j);
         V dyx = dys * XHAT(load(line[0].x + j), SPLAT(line[0].k), SPLAT(line[0].r), SPLAT(line[0].c));
         for (int i = 1; i < rows; i++) {
@@ -259,7 +272,7 @@ INLINE void add_gradients(const Line *line, int rows, ptrdiff_t begin, ptrdiff_t
         add_wide(dscale + j, dyx);
         add_wide(doffset + j, dys);
     }
-    for (; j < end; j++) {
+    for (; j < m; j++) {
         T dys = line[0].dy[j], dyx = dys * XHAT(line[0].x[j], line[0].k, line[0].r, line[0].c);
         for (int i = 1; i < rows; i++) {
             dyx += line[i].dy[j] * XHAT(line[i].x[j], line[i].k, line[i].r, line[i].c);
@@ -302,54 +315,68 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streame
     sweep_elements(line, scale, end, m);
 }
 
-/* m columns of four rows: dx, and what they add to the gradients. Streamed, all rows begin at the same place of a line. What
-   is ahead, in bytes unless 0, is fetched. */
+/* Four rows, which are swept together: what their sums gave, in registers. */
+typedef struct {
+    V k[4], r[4], c[4], mean_g[4], mean_gx[4];
+} Four;
+
+/* One register of dx of each, from column j on, and what they add to the gradients. */
+INLINE void dx_of_four(V *dx, V *dyx, V *dys, const Line *line, const Four *four, const T *scale, ptrdiff_t j)
+{
+    const V g = load(scale + j);
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        const V dy = load(line[i].dy + j), xhat = XHAT(load(line[i].x + j), four->k[i], four->r[i], four->c[i]);
+        dx[i] = DX(g * dy, xhat, four->r[i], four->mean_g[i], four->mean_gx[i]);
+        *dyx = i ? (V)(*dyx + dy * xhat) : (V)(dy * xhat);
+        *dys = i ? (V)(*dys + dy) : dy;
+    }
+}
+
+/* Of that register, the lanes from <= l < to alone. */
+INLINE void sweep_part(const Line *line, const Four *four, const T *scale, ptrdiff_t j, int from, int to,
+                       double *dscale, double *doffset)
+{
+    V dx[4], dyx, dys;
+    dx_of_four(dx, &dyx, &dys, line, four, scale, j);
+    for (int i = 0; i < 4; i++)
+        store_part(line[i].dx + j, dx[i], from, to);
+    add_wide(dscale + j, only_lanes(dyx, from, to));
+    add_wide(doffset + j, only_lanes(dys, from, to));
+}
+
+/* At least a line of columns of four rows: dx, and what they add to the gradients. dx is written in whole registers between the
+   ends; streamed, in whole lines, and all rows begin at the same place of one. What is ahead
+   of dy, in bytes unless 0, is fetched. */
 INLINE void sweep_together(const Line *line, const T *scale, ptrdiff_t m, double *dscale, double *doffset,
                            ptrdiff_t ahead, int streamed)
 {
-    V k[4], r[4], c[4], mean_g[4], mean_gx[4];
-    ptrdiff_t begin = 0, end = m / W * W;
-    if (streamed) {
-        begin = until_aligned(line->dx, LINE);
-        begin = begin < m ? begin : m;
-        end = begin + (m - begin) / (LINE / T_SIZE) * (LINE / T_SIZE);
-    }
+    const int step = streamed ? NARROW : W;
+    const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(line->dx, step * T_SIZE) : 0;
+    const ptrdiff_t end = begin + (m - begin) / step * step;
+    Four four;
     for (int i = 0; i < 4; i++) {
-        k[i] = SPLAT(line[i].k);
-        r[i] = SPLAT(line[i].r);
-        c[i] = SPLAT(line[i].c);
-        mean_g[i] = SPLAT(line[i].mean_g);
-        mean_gx[i] = SPLAT(line[i].mean_gx);
+        four.k[i] = SPLAT(line[i].k);
+        four.r[i] = SPLAT(line[i].r);
+        four.c[i] = SPLAT(line[i].c);
+        four.mean_g[i] = SPLAT(line[i].mean_g);
+        four.mean_gx[i] = SPLAT(line[i].mean_gx);
     }
-    add_gradients(line, 4, 0, begin, dscale, doffset);
-    add_gradients(line, 4, end, m, dscale, doffset);
-    for (int i = 0; i < 4; i++) {
-        sweep_elements(&line[i], scale, 0, begin);
-        sweep_elements(&line[i], scale, end, m);
-    }
+    for (ptrdiff_t j = 0; j < begin; j += W)
+        sweep_part(line, &four, scale, j, 0, begin - j < W ? (int)(begin - j) : W, dscale, doffset);
+    for (ptrdiff_t j = m - W; j > end - W; j -= W)
+        sweep_part(line, &four, scale, j, end > j ? (int)(end - j) : 0, W, dscale, doffset);
     for (ptrdiff_t j = begin; j < end; j += W) {
-        const V g = load(scale + j);
-        V dyx, dys;
-        if (ahead && j % NARROW < W)
-            for (int i = 0; i < 4; i++) {
-                PREFETCH((const char *)(line[i].x + j) + ahead);
+        V dx[4], dyx, dys;
+        if (ahead && (j - begin) % NARROW < W)
+            for (int i = 0; i < 4; i++)
                 PREFETCH((const char *)(line[i].dy + j) + ahead);
-            }
-        for (int i = 0; i < 4; i++) {
-            const V dy = load(line[i].dy + j), xhat = XHAT(load(line[i].x + j), k[i], r[i], c[i]);
-            const V dx = DX(g * dy, xhat, r[i], mean_g[i], mean_gx[i]);
-            if (i == 0) {
-                dyx = dy * xhat;
-                dys = dy;
-            } else {
-                dyx += dy * xhat;
-                dys += dy;
-            }
+        dx_of_four(dx, &dyx, &dys, line, &four, scale, j);
+        for (int i = 0; i < 4; i++)
             if (streamed)
-                stream_to(line[i].dx + j, dx);
+                stream_to(line[i].dx + j, dx[i]);
             else
-                store(line[i].dx + j, dx);
-        }
+                store(line[i].dx + j, dx[i]);
         add_wide(dscale + j, dyx);
         add_wide(doffset + j, dys);
     }
@@ -371,7 +398,7 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
 {
     const lnorm_job *job = at->job;
     const int plain = is_plain(job) && dscale, inner = job->outer_ndim - 1;
-    const ptrdiff_t ahead = is_distant(job) && job->n > FEW ? (last - first) * job->n * T_SIZE : 0;
+    const ptrdiff_t ahead = to_next_batch(job, last - first);
     lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;
     view_of(&vscale, job, LNORM_SCALE);
@@ -405,7 +432,7 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
             const T *g;
             m = end - j < width ? end - j : width;
             g = get(&vscale, scale, j, m, 0);
-            if (together) {
+            if (together && m >= NARROW) {
                 for (int i = 0; i < 4; i++) {
                     line[i].x = (const T *)x[i] + j;
                     line[i].dy = (const T *)dy[i] + j;
@@ -423,9 +450,9 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
                 line[i].dx = place(&vdx, dx[i], j, row[i].exponent);
             }
             if (dscale && rows == 1)
-                add_gradients(line, 1, 0, m, dscale + (j - begin), doffset + (j - begin));
+                add_gradients(line, 1, m, dscale + (j - begin), doffset + (j - begin));
             else if (dscale)
-                add_gradients(line, 4, 0, m, dscale + (j - begin), doffset + (j - begin));
+                add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin));
             for (int i = 0; i < rows; i++) {
                 if (job->stream)
                     sweep_row(&line[i], g, m, 1);

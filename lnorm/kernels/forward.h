@@ -41,8 +41,9 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
     }
 }
 
-/* The same around the caches: whole lines, and what is left of one at both ends. */
-INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s)
+/* The same around the caches: whole lines, and what is left of one at both ends. As much is fetched from ahead, read next. */
+INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s,
+                            const char *ahead)
 {
     const ptrdiff_t line = LINE / T_SIZE, begin = until_aligned(y, LINE), end = begin + (m - begin) / line * line;
     const V vk = SPLAT(*s->k), vr = SPLAT(*s->r), vc = SPLAT(*s->c);
@@ -53,8 +54,11 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
     for (ptrdiff_t j = 0; j < begin; j += W)
         store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), 0,
                    begin - j < W ? begin - j : W);
-    for (ptrdiff_t j = begin; j < end; j += W)
+    for (ptrdiff_t j = begin; j < end; j += W) {
+        if ((j - begin) % line < W)
+            PREFETCH(ahead + j * T_SIZE);
         stream_to(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)));
+    }
     for (ptrdiff_t j = m - W; j > end - W; j -= W)
         store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), end > j ? end - j : 0, W);
 }
@@ -157,8 +161,10 @@ INLINE void finish(Row *row, double *mean, double *rstd)
     }
 }
 
-/* The m elements from the b-th on. Streamed, they begin and end with a line as far as the row allows it. */
-INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, int streamed)
+/* The m elements from the b-th on. Streamed, they begin and end with a line as far as the row allows it, and what `next`
+   is to read soon is fetched. */
+INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, int streamed,
+                      const Row *next)
 {
     const Stats *s = &row->s;
     char *y = row->at[LNORM_Y];
@@ -175,17 +181,10 @@ INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *vo
     if (isnan(*s->rstd))
         fill(to, m, (T)NAN);
     else if (streamed)
-        affine_streamed(to, x, scale, offset, m, s);
+        affine_streamed(to, x, scale, offset, m, s, next->at[LNORM_X] + b * T_SIZE + AHEAD);
     else
         affine(to, 0, x, 0, scale, offset, m, s, 0, 1);
     put(vy, y, b, m, 0);
-}
-
-/* The block from element b on, if it stands side by side. */
-INLINE void fetch_block(const Row *row, ptrdiff_t b)
-{
-    for (ptrdiff_t l = 0; l < LNORM_BLOCK * T_SIZE; l += LINE)
-        PREFETCH(row->at[LNORM_X] + b * T_SIZE + l);
 }
 
 /* Any rows. One is written while the next is summed, block by block, so that memory is never only read or only written. The
@@ -211,18 +210,16 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
             if (next->exists) {
-                if (job->stream)
-                    fetch_block(next, b + m);
                 add_to_stats(&next->progress, 0, &sums, get(&next->x, next->at[LNORM_X], b, m, 0), b, m, n);
             }
             if (b && ready->exists)
-                write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, job->stream);
+                write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, job->stream, next);
         }
         begin(after, walk, first + 1 < last);
         if (next->exists)
             finish(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL);
         if (ready->exists)
-            write_row(ready, last_block, n - last_block, &vscale, &voffset, &vy, job->stream);
+            write_row(ready, last_block, n - last_block, &vscale, &voffset, &vy, job->stream, next);
         Row *const free = ready;
         ready = next;
         next = after;
@@ -352,7 +349,7 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
         for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
             const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
             Lanes lanes;
-            fetch_block(&one, b + m);
+            fetch((const T *)(one.at[LNORM_X] + b * T_SIZE + AHEAD), LNORM_BLOCK);
             add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center);
             empty_lanes(&segment_sums, &lanes, b == begin);
         }
@@ -393,8 +390,7 @@ static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdi
     *one.s.exponent = row->exponent;
     for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
         const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
-        fetch_block(&one, b + m);
-        write_row(&one, b, m, &vscale, &voffset, &vy, job->stream);
+        write_row(&one, b, m, &vscale, &voffset, &vy, job->stream, &one);
     }
     FENCE(job->stream);
 }

@@ -13,14 +13,12 @@
 #ifdef __GNUC__
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
-#define PREFETCH(p) __builtin_prefetch(p, 0, 2)      /* to the second level */
-#define PREFETCH_NEAR(p) __builtin_prefetch(p, 0, 3) /* to the first */
+#define PREFETCH(p) __builtin_prefetch(p, 0, 3)
 #define PREFETCH_TO_WRITE(p) __builtin_prefetch(p, 1, 2)
 #else
 #define INLINE static inline
 #define NOINLINE
 #define PREFETCH(p) (void)(p)
-#define PREFETCH_NEAR(p) (void)(p)
 #define PREFETCH_TO_WRITE(p) (void)(p)
 #endif
 
@@ -47,6 +45,9 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 #define ROOM (1 << 20)              /* bytes of x that find room in the second level, beside as many of y */
 #define DISTANT (4 * ROOM)          /* bytes of x from which on a processor may be slow to fetch rows by itself */
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
+
+/* Bytes between what is read and what is fetched for later. */
+#define AHEAD (1 << 13)
 
 /* Elements in a cache line. */
 #define NARROW (LINE / T_SIZE)

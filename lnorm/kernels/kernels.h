@@ -63,7 +63,7 @@ typedef struct {
     void (*forward)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last);
     /* The same for observation i alone, in three steps between which threads meet: the sums of segments first <= s < last
        to sums + s·LNORM_SUMS_BYTES; from those of all segments what is to be known of the row; elements begin <= j < end,
-       each but n the beginning of a segment. */
+       each but n a multiple of LNORM_BLOCK. */
     void (*long_sums)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums);
     void (*long_stats)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row);
     void (*long_write)(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row);

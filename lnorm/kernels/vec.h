@@ -130,7 +130,7 @@ INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
 INLINE void fetch(const T *x, ptrdiff_t n)
 {
     for (ptrdiff_t j = 0; j < n; j += LINE / T_SIZE)
-        PREFETCH_NEAR(x + j);
+        PREFETCH(x + j);
 }
 
 /* Lanes begin ... end - 1 of v. */
@@ -140,6 +140,16 @@ INLINE void store_part(T *p, V v, int begin, int end)
     store(lanes, v);
     for (int l = begin; l < end; l++)
         p[l] = lanes[l];
+}
+
+/* Those lanes of v, and 0 in the others. */
+INLINE V only_lanes(V v, int begin, int end)
+{
+    T lanes[3 * W];
+    store(lanes + W, v);
+    store(lanes + begin, SPLAT((T)0));
+    store(lanes + W + end, SPLAT((T)0));
+    return load(lanes + W);
 }
 
 /* The lane tree: lane l takes lane l + h for h = LANES/2 ... 1. The same additions whatever the width of a register,
