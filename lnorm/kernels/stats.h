@@ -86,10 +86,7 @@ INLINE V load_end(const T *x, int u, ptrdiff_t m, T fill)
         return load(x + at);
     if (left <= 0)
         return SPLAT(fill);
-    T padded[W];
-    for (int l = 0; l < W; l++)
-        padded[l] = l < left ? x[at + l] : fill;
-    return load(padded);
+    return load_part(x + at, (int)left, fill);
 }
 
 /* The mean of the first CENTER elements of each row, rounded to T. */
@@ -217,9 +214,8 @@ INLINE const Sums *sums_of_row(const RowSums *sums, ptrdiff_t n)
 
 INLINE int is_short(ptrdiff_t n) { return T_SIZE == 4 && 1 < n && n <= SHORT; }
 
-INLINE void add_wide_squares(D *sum, D *sum2, const T *x)
+INLINE void add_wide_squares(D *sum, D *sum2, D wide)
 {
-    const D wide = load_wide(x);
     *sum += wide;
     *sum2 += wide * wide;
 }
@@ -234,18 +230,14 @@ INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
         sum[i] = sum2[i] = (D){0};
     for (; j + LANES <= n; j += LANES)
         for (int i = 0; i < DU; i++)
-            add_wide_squares(&sum[i], &sum2[i], x + j + i * DW);
+            add_wide_squares(&sum[i], &sum2[i], load_wide(x + j + i * DW));
     UNROLL for (int i = 0; i < DU; i++)
     {
         const ptrdiff_t at = j + i * DW;
-        T padded[DW];
-        if (at + DW <= n) {
-            add_wide_squares(&sum[i], &sum2[i], x + at);
-        } else if (at < n) {
-            for (int l = 0; l < DW; l++)
-                padded[l] = at + l < n ? x[at + l] : 0;
-            add_wide_squares(&sum[i], &sum2[i], padded);
-        }
+        if (at + DW <= n)
+            add_wide_squares(&sum[i], &sum2[i], load_wide(x + at));
+        else if (at < n)
+            add_wide_squares(&sum[i], &sum2[i], load_wide_part(x + at, (int)(n - at)));
     }
     total->sum = fold_registers(sum);
     total2->sum = fold_registers(sum2);

@@ -57,6 +57,22 @@ INLINE D load_wide(const T *p)
 #endif
 }
 
+/* The first of them, the others 0. */
+INLINE D load_wide_part(const T *p, int count)
+{
+#if defined(LNORM_X86) && BYTES == 64 && T_SIZE == 4
+    return (D)_mm512_cvtps_pd(_mm256_maskz_loadu_ps((1u << count) - 1, p));
+#elif defined(LNORM_X86) && BYTES == 32 && T_SIZE == 4
+    static const int32_t first[8] = {-1, -1, -1, -1};
+    return (D)_mm256_cvtps_pd(_mm_maskload_ps(p, _mm_loadu_si128((const __m128i *)(first + 4 - count))));
+#else
+    T padded[DW] = {0};
+    for (int l = 0; l < count; l++)
+        padded[l] = p[l];
+    return load_wide(padded);
+#endif
+}
+
 INLINE void store_narrow(T *p, D v)
 {
 #if BYTES
@@ -133,7 +149,7 @@ INLINE void fetch(const T *x, ptrdiff_t n)
         PREFETCH(x + j);
 }
 
-/* Lanes begin ... end - 1 of v. */
+/* Lanes begin ... end - 1 of v. One by one: where lines are not in the caches, masked stores wait for each. */
 INLINE void store_part(T *p, V v, int begin, int end)
 {
     T lanes[W];
@@ -142,7 +158,45 @@ INLINE void store_part(T *p, V v, int begin, int end)
         p[l] = lanes[l];
 }
 
-/* Those lanes of v, and 0 in the others. */
+/* Those lanes of v, the others 0; and `end` lanes from p, the others `fill`. */
+#if defined(LNORM_X86) && BYTES == 64
+#define LANES_OF(begin, end) (((1u << (end)) - 1) & ~((1u << (begin)) - 1))
+#if T_SIZE == 4
+INLINE V only_lanes(V v, int begin, int end) { return (V)_mm512_maskz_mov_ps(LANES_OF(begin, end), (__m512)v); }
+INLINE V load_part(const T *p, int end, T fill)
+{
+    return (V)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), LANES_OF(0, end), p);
+}
+#else
+INLINE V only_lanes(V v, int begin, int end) { return (V)_mm512_maskz_mov_pd(LANES_OF(begin, end), (__m512d)v); }
+INLINE V load_part(const T *p, int end, T fill)
+{
+    return (V)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), LANES_OF(0, end), p);
+}
+#endif
+#undef LANES_OF
+#elif defined(LNORM_X86) && BYTES == 32
+INLINE __m256i first_lanes(int end)
+{
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones + 8 - end * (T_SIZE / 4)));
+}
+
+INLINE V only_lanes(V v, int begin, int end)
+{
+    return (V)_mm256_andnot_si256(first_lanes(begin), _mm256_and_si256(first_lanes(end), (__m256i)v));
+}
+
+INLINE V load_part(const T *p, int end, T fill)
+{
+    const __m256i mask = first_lanes(end);
+#if T_SIZE == 4
+    return (V)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask), (__m256)mask);
+#else
+    return (V)_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, mask), (__m256d)mask);
+#endif
+}
+#else
 INLINE V only_lanes(V v, int begin, int end)
 {
     T lanes[3 * W];
@@ -151,6 +205,15 @@ INLINE V only_lanes(V v, int begin, int end)
     store(lanes + W + end, SPLAT((T)0));
     return load(lanes + W);
 }
+
+INLINE V load_part(const T *p, int end, T fill)
+{
+    T padded[W];
+    for (int l = 0; l < W; l++)
+        padded[l] = l < end ? p[l] : fill;
+    return load(padded);
+}
+#endif
 
 /* The lane tree: lane l takes lane l + h for h = LANES/2 ... 1. The same additions whatever the width of a register,
    which is what makes the bits the same everywhere. Here down to the lanes of one register. */
