@@ -476,7 +476,7 @@ INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)
 }
 
 /* One element of m observations side by side; the sums of dy·x̂ and dy over them, of which observation p goes to lane
-   p mod LANES, down to one register. The last register of dx may overlap the one before; it is computed before anything is
+   p mod LANES, down to one register. The same element of the next observations is fetched. The last register of dx may overlap the one before; it is computed before anything is
    written, because dx may be x or dy. */
 INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *strip, ptrdiff_t m, D *sum_dyx,
                          D *sum_dy)
@@ -491,6 +491,10 @@ INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *s
         UNROLL for (int u = 0; u < U; u++)
         {
             const V y = load(dy + p + u * W);
+            if (u * W % NARROW == 0) {
+                PREFETCH(x + p + u * W + m);
+                PREFETCH(dy + p + u * W + m);
+            }
             store(dx + p + u * W, dx_across(&dyx, load(x + p + u * W), y, g, strip, p + u * W));
             tx[u] += dyx;
             ty[u] += y;

@@ -252,7 +252,7 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
 
 /* One element of m observations side by side, of which each has its own statistics. The first and the last register may
    overlap the aligned ones between; they are computed before anything is written, because y may be x. Streamed, whole lines
-   are written around the caches. */
+   are written around the caches, and the same element of the next observations is fetched. */
 INLINE void affine_across(T *y, const T *x, T scale, T offset, const Strip *s, ptrdiff_t m, int streamed)
 {
     const V g = SPLAT(scale), b = SPLAT(offset);
@@ -263,8 +263,11 @@ INLINE void affine_across(T *y, const T *x, T scale, T offset, const Strip *s, p
         const ptrdiff_t begin = j, end = begin + (m - begin) / NARROW * NARROW;
         for (ptrdiff_t i = 0; i < begin; i += W)
             store_part(y + i, ACROSS(i), 0, begin - i < W ? begin - i : W);
-        for (; j < end; j += W)
+        for (; j < end; j += W) {
+            if ((j - begin) % NARROW < W)
+                PREFETCH(x + j + m);
             stream_to(y + j, ACROSS(j));
+        }
         for (ptrdiff_t i = m - W; i > end - W; i -= W)
             store_part(y + i, ACROSS(i), end > i ? end - i : 0, W);
         return;
