@@ -367,7 +367,6 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
     """Its whole registers lie between ends that hold a part of one."""
     rng = rng_for("dx begins", n)
     dy, x = rng.standard_normal((2, 7, n)).astype(dtype)
-    x[5, 3] = np.nan
     scale = rng.standard_normal(n).astype(dtype)
     expected = lnorm.layer_norm_backward(dy, x, scale)
     buffer = np.full(x.size + 64, 7, dtype)
