@@ -99,12 +99,21 @@ INLINE int is_plain(const lnorm_job *job)
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block);
 }
 
+/* Whether some rows at a time can be swept together: they and their elements stand side by side in the same way in all operands,
+   and streamed, each begins at the same place of a line. */
+INLINE int lie_together(const lnorm_job *job)
+{
+    const int last = job->outer_ndim - 1;
+    const ptrdiff_t step = last < 0 ? 0 : job->op[LNORM_DX].outer[last];
+    return last >= 0 && is_plain(job) && job->op[LNORM_X].outer[last] == step &&
+           job->op[LNORM_DY].outer[last] == step && !(job->stream && step % LINE);
+}
+
 /* Bytes to the rows that are summed after these, where those are fetched: x while these are summed, dy while they are swept
    together. All at once is more than a processor keeps on the way. */
 INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
 {
-    const ptrdiff_t bytes = job->n * T_SIZE;
-    return is_plain(job) && is_distant(job) && !(job->stream && bytes % LINE) ? rows * bytes : 0;
+    return lie_together(job) && is_distant(job) ? rows * job->n * T_SIZE : 0;
 }
 
 /* The sums of a row in blocks, wherever its elements are. */
@@ -315,18 +324,22 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streame
     sweep_elements(line, scale, end, m);
 }
 
-/* Four rows, which are swept together: what their sums gave, in registers. */
+/* Four rows, which are swept together: where they are, so many elements apart in all operands, and what their sums gave. */
 typedef struct {
+    const T *x, *dy, *scale;
+    T *dx;
+    ptrdiff_t step;
     V k[4], r[4], c[4], mean_g[4], mean_gx[4];
 } Four;
 
 /* One register of dx of each, from column j on, and what they add to the gradients. */
-INLINE void dx_of_four(V *dx, V *dyx, V *dys, const Line *line, const Four *four, const T *scale, ptrdiff_t j)
+INLINE void dx_of_four(V *dx, V *dyx, V *dys, const Four *four, ptrdiff_t j)
 {
-    const V g = load(scale + j);
+    const V g = load(four->scale + j);
     UNROLL for (int i = 0; i < 4; i++)
     {
-        const V dy = load(line[i].dy + j), xhat = XHAT(load(line[i].x + j), four->k[i], four->r[i], four->c[i]);
+        const V dy = load(four->dy + i * four->step + j);
+        const V xhat = XHAT(load(four->x + i * four->step + j), four->k[i], four->r[i], four->c[i]);
         dx[i] = DX(g * dy, xhat, four->r[i], four->mean_g[i], four->mean_gx[i]);
         *dyx = i ? (V)(*dyx + dy * xhat) : (V)(dy * xhat);
         *dys = i ? (V)(*dys + dy) : dy;
@@ -334,49 +347,40 @@ INLINE void dx_of_four(V *dx, V *dyx, V *dys, const Line *line, const Four *four
 }
 
 /* Of that register, the lanes from <= l < to alone. */
-INLINE void sweep_part(const Line *line, const Four *four, const T *scale, ptrdiff_t j, int from, int to,
-                       double *dscale, double *doffset)
+INLINE void sweep_part(const Four *four, ptrdiff_t j, int from, int to, double *dscale, double *doffset)
 {
     V dx[4], dyx, dys;
-    dx_of_four(dx, &dyx, &dys, line, four, scale, j);
+    dx_of_four(dx, &dyx, &dys, four, j);
     for (int i = 0; i < 4; i++)
-        store_part(line[i].dx + j, dx[i], from, to);
+        store_part(four->dx + i * four->step + j, dx[i], from, to);
     add_wide(dscale + j, only_lanes(dyx, from, to));
     add_wide(doffset + j, only_lanes(dys, from, to));
 }
 
 /* At least a line of columns of four rows: dx, and what they add to the gradients. dx is written in whole registers between the
-   ends; streamed, in whole lines, and all rows begin at the same place of one. What is ahead
-   of dy, in bytes unless 0, is fetched. */
-INLINE void sweep_together(const Line *line, const T *scale, ptrdiff_t m, double *dscale, double *doffset,
-                           ptrdiff_t ahead, int streamed)
+   ends; streamed, in whole lines, and all rows begin at the same place of one. What is ahead of dy, in bytes unless 0, is
+   fetched. */
+INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double *doffset, ptrdiff_t ahead,
+                           int streamed)
 {
-    const int step = streamed ? NARROW : W;
-    const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(line->dx, step * T_SIZE) : 0;
-    const ptrdiff_t end = begin + (m - begin) / step * step;
-    Four four;
-    for (int i = 0; i < 4; i++) {
-        four.k[i] = SPLAT(line[i].k);
-        four.r[i] = SPLAT(line[i].r);
-        four.c[i] = SPLAT(line[i].c);
-        four.mean_g[i] = SPLAT(line[i].mean_g);
-        four.mean_gx[i] = SPLAT(line[i].mean_gx);
-    }
+    const int line = streamed ? NARROW : W;
+    const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(four->dx, line * T_SIZE) : 0;
+    const ptrdiff_t end = begin + (m - begin) / line * line;
     for (ptrdiff_t j = 0; j < begin; j += W)
-        sweep_part(line, &four, scale, j, 0, begin - j < W ? (int)(begin - j) : W, dscale, doffset);
+        sweep_part(four, j, 0, begin - j < W ? (int)(begin - j) : W, dscale, doffset);
     for (ptrdiff_t j = m - W; j > end - W; j -= W)
-        sweep_part(line, &four, scale, j, end > j ? (int)(end - j) : 0, W, dscale, doffset);
+        sweep_part(four, j, end > j ? (int)(end - j) : 0, W, dscale, doffset);
     for (ptrdiff_t j = begin; j < end; j += W) {
         V dx[4], dyx, dys;
-        if (ahead && (j - begin) % NARROW < W)
+        if (ahead && (j - begin) % (2 * NARROW) < W) /* two lines of a row at a time: memory likes pairs */
             for (int i = 0; i < 4; i++)
-                PREFETCH((const char *)(line[i].dy + j) + ahead);
-        dx_of_four(dx, &dyx, &dys, line, &four, scale, j);
+                fetch((const T *)((const char *)(four->dy + i * four->step + j) + ahead), 2 * NARROW);
+        dx_of_four(dx, &dyx, &dys, four, j);
         for (int i = 0; i < 4; i++)
             if (streamed)
-                stream_to(line[i].dx + j, dx[i]);
+                stream_to(four->dx + i * four->step + j, dx[i]);
             else
-                store(line[i].dx + j, dx[i]);
+                store(four->dx + i * four->step + j, dx[i]);
         add_wide(dscale + j, dyx);
         add_wide(doffset + j, dys);
     }
@@ -392,12 +396,47 @@ INLINE void know(Line *line, const lnorm_row *row)
     line->mean_gx = (T)row->mean_gx;
 }
 
+/* How many of the rows are swept together: fours, in none of which a row is special, to the end of the last outer dimension. */
+INLINE ptrdiff_t rows_together(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t rows)
+{
+    const ptrdiff_t left = lnorm_walk_left(walk), most = rows < left ? rows : left;
+    ptrdiff_t i = 0;
+    while (i < most && row[i].exponent == 0 && isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
+        i++;
+    return i / 4 * 4;
+}
+
+INLINE void sweep_fours(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t rows, ptrdiff_t begin, ptrdiff_t end,
+                        double *dscale, double *doffset, ptrdiff_t ahead, int streamed)
+{
+    const lnorm_job *job = walk->job;
+    const ptrdiff_t width = block_width(job), step = job->op[LNORM_DX].outer[job->outer_ndim - 1] / T_SIZE;
+    for (ptrdiff_t i = 0, m; i < rows; i += 4, row += 4) {
+        Four four = {.step = step};
+        for (int k = 0; k < 4; k++) {
+            four.k[k] = SPLAT((T)row[k].center);
+            four.r[k] = SPLAT((T)row[k].rstd);
+            four.c[k] = SPLAT((T)row[k].mean_x);
+            four.mean_g[k] = SPLAT((T)row[k].mean_g);
+            four.mean_gx[k] = SPLAT((T)row[k].mean_gx);
+        }
+        for (ptrdiff_t j = begin; j < end; j += m) {
+            m = end - j < width + NARROW ? end - j : width; /* at least a line */
+            four.x = (const T *)walk->at[LNORM_X] + i * step + j;
+            four.dy = (const T *)walk->at[LNORM_DY] + i * step + j;
+            four.dx = (T *)walk->at[LNORM_DX] + i * step + j;
+            four.scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : j);
+            sweep_together(&four, m, dscale + (j - begin), doffset + (j - begin), ahead, streamed);
+        }
+    }
+}
+
 /* Observations first <= i < last, in fours; the walk goes along. */
 static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last, const lnorm_row *row, ptrdiff_t begin,
                                 ptrdiff_t end, double *dscale, double *doffset)
 {
     const lnorm_job *job = at->job;
-    const int plain = is_plain(job) && dscale, inner = job->outer_ndim - 1;
+    const int together = dscale && end - begin >= NARROW && lie_together(job);
     const ptrdiff_t ahead = to_next_batch(job, last - first);
     lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;
@@ -407,43 +446,32 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
         view_of(&vx[i], job, LNORM_X);
         view_of(&vdy[i], job, LNORM_DY);
     }
-    for (int rows; first < last; first += rows, row += rows) {
+    for (ptrdiff_t rows; first < last; first += rows, row += rows) {
         const char *x[4], *dy[4], *scale = walk.at[LNORM_SCALE];
         char *dx[4];
         Line line[4];
         ptrdiff_t width = block_width(job), m;
+        rows = together ? rows_together(&walk, row, last - first) : 0;
+        if (rows) {
+            if (job->stream)
+                sweep_fours(&walk, row, rows, begin, end, dscale, doffset, ahead, 1);
+            else
+                sweep_fours(&walk, row, rows, begin, end, dscale, doffset, ahead, 0);
+            lnorm_walk_on(&walk, rows);
+            continue;
+        }
         rows = last - first < 4 ? 1 : 4;
-        const int left = lnorm_walk_left(&walk) >= rows;
-        int together = plain && rows == 4;
         for (int i = 0; i < rows; i++) {
-            x[i] = walk.at[LNORM_X] + (left && i ? i * job->op[LNORM_X].outer[inner] : 0);
-            dy[i] = walk.at[LNORM_DY] + (left && i ? i * job->op[LNORM_DY].outer[inner] : 0);
-            dx[i] = walk.at[LNORM_DX] + (left && i ? i * job->op[LNORM_DX].outer[inner] : 0);
+            x[i] = walk.at[LNORM_X];
+            dy[i] = walk.at[LNORM_DY];
+            dx[i] = walk.at[LNORM_DX];
             know(&line[i], &row[i]);
             width = row[i].exponent == 0 ? width : LNORM_BLOCK;
-            together = together && row[i].exponent == 0 && isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx) &&
-                       !(job->stream && (uintptr_t)(dx[i] - dx[0]) % LINE);
-            if (!left)
-                lnorm_walk_on(&walk, 1);
+            lnorm_walk_on(&walk, 1);
         }
-        if (left)
-            lnorm_walk_on(&walk, rows);
         for (ptrdiff_t j = begin; j < end; j += m) {
-            const T *g;
             m = end - j < width ? end - j : width;
-            g = get(&vscale, scale, j, m, 0);
-            if (together && m >= NARROW) {
-                for (int i = 0; i < 4; i++) {
-                    line[i].x = (const T *)x[i] + j;
-                    line[i].dy = (const T *)dy[i] + j;
-                    line[i].dx = (T *)dx[i] + j;
-                }
-                if (job->stream)
-                    sweep_together(line, g, m, dscale + (j - begin), doffset + (j - begin), ahead, 1);
-                else
-                    sweep_together(line, g, m, dscale + (j - begin), doffset + (j - begin), ahead, 0);
-                continue;
-            }
+            const T *g = get(&vscale, scale, j, m, 0);
             for (int i = 0; i < rows; i++) {
                 line[i].x = get(&vx[i], x[i], j, m, row[i].exponent);
                 line[i].dy = get(&vdy[i], dy[i], j, m, 0);
