@@ -113,7 +113,7 @@ INLINE int lie_together(const lnorm_job *job)
    together. All at once is more than a processor keeps on the way. */
 INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
 {
-    return lie_together(job) && is_distant(job) ? rows * job->n * T_SIZE : 0;
+    return lie_together(job) && is_distant(job) ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
 }
 
 /* The sums of a row in blocks, wherever its elements are. */
@@ -504,8 +504,8 @@ INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)
 }
 
 /* One element of m observations side by side; the sums of dy·x̂ and dy over them, of which observation p goes to lane
-   p mod LANES, down to one register. The same element of the next observations is fetched. The last register of dx may overlap the one before; it is computed before anything is
-   written, because dx may be x or dy. */
+   p mod LANES, down to one register. The last register of dx may overlap the one before; it is computed before anything is
+   written, because dx may be x or dy. The same element of the next observations is fetched. */
 INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *strip, ptrdiff_t m, D *sum_dyx,
                          D *sum_dy)
 {

@@ -149,7 +149,7 @@ INLINE void fetch(const T *x, ptrdiff_t n)
         PREFETCH(x + j);
 }
 
-/* Lanes begin ... end - 1 of v. One by one: where lines are not in the caches, masked stores wait for each. */
+/* Lanes begin ... end - 1 of v. One by one: a masked store to a line beyond the caches holds up those that follow. */
 INLINE void store_part(T *p, V v, int begin, int end)
 {
     T lanes[W];
