@@ -446,6 +446,12 @@ cdef void long_sums_task(const lnorm_job *job, const lnorm_kernels *kernels, ptr
     lnorm_fp_leave(host)
 
 
+cdef enum:
+    LONG_ROWS = 4                # rows that are summed before they are written
+    STRETCH = 16 * LNORM_BLOCK   # elements of each that are written in turn
+    LONG = 1 << 20               # elements from which on that pays: a row and what it shares do not fit the caches
+
+
 cdef void long_write_task(const lnorm_job *job, const lnorm_kernels *kernels, ptrdiff_t first, ptrdiff_t last, ptrdiff_t begin,
                           ptrdiff_t end, const lnorm_row *rows) noexcept nogil:
     """Columns of some rows, a stretch of each in turn: what they share of scale and offset is read once."""
@@ -457,12 +463,6 @@ cdef void long_write_task(const lnorm_job *job, const lnorm_kernels *kernels, pt
             kernels.long_write(job, i, begin, stop, &rows[i - first])
         begin = stop
     lnorm_fp_leave(host)
-
-
-cdef enum:
-    LONG_ROWS = 4                # rows that are summed before they are written
-    STRETCH = 16 * LNORM_BLOCK   # elements of each that are written in turn
-    LONG = 1 << 20               # elements from which on that pays: a row and what it shares do not fit the caches
 
 
 cdef bint is_shared(const lnorm_operand *op, int outer_ndim) noexcept nogil:

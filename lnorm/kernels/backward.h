@@ -258,6 +258,16 @@ typedef struct {
     T k, r, c, mean_g, mean_gx;
 } Line;
 
+/* What the sums gave, rounded to T. */
+INLINE void know(Line *line, const lnorm_row *row)
+{
+    line->k = (T)row->center;
+    line->r = (T)row->rstd;
+    line->c = (T)row->mean_x;
+    line->mean_g = (T)row->mean_g;
+    line->mean_gx = (T)row->mean_gx;
+}
+
 /* The sums of dy·x̂ and dy over some rows: in T, then added to the columns' sums in double precision. */
 INLINE void add_wide(double *sum, V v)
 {
@@ -310,7 +320,7 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streame
     if (streamed) {
         begin = until_aligned(line->dx, LINE);
         begin = begin < m ? begin : m;
-        end = begin + (m - begin) / (LINE / T_SIZE) * (LINE / T_SIZE);
+        end = begin + (m - begin) / NARROW * NARROW;
     }
     sweep_elements(line, scale, 0, begin);
     for (ptrdiff_t j = begin; j < end; j += W) {
@@ -386,16 +396,6 @@ INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double
     }
 }
 
-/* What the sums gave, rounded to T. */
-INLINE void know(Line *line, const lnorm_row *row)
-{
-    line->k = (T)row->center;
-    line->r = (T)row->rstd;
-    line->c = (T)row->mean_x;
-    line->mean_g = (T)row->mean_g;
-    line->mean_gx = (T)row->mean_gx;
-}
-
 /* How many of the rows are swept together: fours, in none of which a row is special, to the end of the last outer dimension. */
 INLINE ptrdiff_t rows_together(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t rows)
 {
@@ -414,11 +414,13 @@ INLINE void sweep_fours(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t 
     for (ptrdiff_t i = 0, m; i < rows; i += 4, row += 4) {
         Four four = {.step = step};
         for (int k = 0; k < 4; k++) {
-            four.k[k] = SPLAT((T)row[k].center);
-            four.r[k] = SPLAT((T)row[k].rstd);
-            four.c[k] = SPLAT((T)row[k].mean_x);
-            four.mean_g[k] = SPLAT((T)row[k].mean_g);
-            four.mean_gx[k] = SPLAT((T)row[k].mean_gx);
+            Line line;
+            know(&line, &row[k]);
+            four.k[k] = SPLAT(line.k);
+            four.r[k] = SPLAT(line.r);
+            four.c[k] = SPLAT(line.c);
+            four.mean_g[k] = SPLAT(line.mean_g);
+            four.mean_gx[k] = SPLAT(line.mean_gx);
         }
         for (ptrdiff_t j = begin; j < end; j += m) {
             m = end - j < width + NARROW ? end - j : width; /* at least a line */

@@ -45,9 +45,9 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
 INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s,
                             const char *ahead)
 {
-    const ptrdiff_t line = LINE / T_SIZE, begin = until_aligned(y, LINE), end = begin + (m - begin) / line * line;
+    const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
     const V vk = SPLAT(*s->k), vr = SPLAT(*s->r), vc = SPLAT(*s->c);
-    if (m < begin + line) {
+    if (m < begin + NARROW) {
         affine(y, 0, x, 0, scale, offset, m, s, 0, 1);
         return;
     }
@@ -55,7 +55,7 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
         store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), 0,
                    begin - j < W ? begin - j : W);
     for (ptrdiff_t j = begin; j < end; j += W) {
-        if ((j - begin) % line < W)
+        if ((j - begin) % NARROW < W)
             PREFETCH(ahead + j * T_SIZE);
         stream_to(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)));
     }
@@ -209,9 +209,8 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
         }
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
-            if (next->exists) {
+            if (next->exists)
                 add_to_stats(&next->progress, 0, &sums, get(&next->x, next->at[LNORM_X], b, m, 0), b, m, n);
-            }
             if (b && ready->exists)
                 write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, job->stream, next);
         }

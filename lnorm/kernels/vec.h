@@ -57,14 +57,22 @@ INLINE D load_wide(const T *p)
 #endif
 }
 
-/* The first of them, the others 0. */
+#if defined(LNORM_X86) && BYTES == 32
+/* A mask of the first `end` elements of T in a register. */
+INLINE __m256i first_lanes(int end)
+{
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones + 8 - end * (T_SIZE / 4)));
+}
+#endif
+
+/* The first `count` of them, the others 0. */
 INLINE D load_wide_part(const T *p, int count)
 {
 #if defined(LNORM_X86) && BYTES == 64 && T_SIZE == 4
     return (D)_mm512_cvtps_pd(_mm256_maskz_loadu_ps((1u << count) - 1, p));
 #elif defined(LNORM_X86) && BYTES == 32 && T_SIZE == 4
-    static const int32_t first[8] = {-1, -1, -1, -1};
-    return (D)_mm256_cvtps_pd(_mm_maskload_ps(p, _mm_loadu_si128((const __m128i *)(first + 4 - count))));
+    return (D)_mm256_cvtps_pd(_mm_maskload_ps(p, _mm256_castsi256_si128(first_lanes(count))));
 #else
     T padded[DW] = {0};
     for (int l = 0; l < count; l++)
@@ -145,7 +153,7 @@ INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
 /* n elements that are read next. */
 INLINE void fetch(const T *x, ptrdiff_t n)
 {
-    for (ptrdiff_t j = 0; j < n; j += LINE / T_SIZE)
+    for (ptrdiff_t j = 0; j < n; j += NARROW)
         PREFETCH(x + j);
 }
 
@@ -176,12 +184,6 @@ INLINE V load_part(const T *p, int end, T fill)
 #endif
 #undef LANES_OF
 #elif defined(LNORM_X86) && BYTES == 32
-INLINE __m256i first_lanes(int end)
-{
-    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-    return _mm256_loadu_si256((const __m256i *)(ones + 8 - end * (T_SIZE / 4)));
-}
-
 INLINE V only_lanes(V v, int begin, int end)
 {
     return (V)_mm256_andnot_si256(first_lanes(begin), _mm256_and_si256(first_lanes(end), (__m256i)v));
