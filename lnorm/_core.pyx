@@ -304,13 +304,20 @@ cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
 # both ways take the same time.)
 cdef enum:
     STREAM_BYTES = 16 << 20
-    STREAM_RUN_BYTES = 1 << 10  # the ends of what stands side by side, parts of a cache line, are not streamed
+    STREAM_RUN_BYTES = 1 << 10  # the ends of what stands side by side, parts of a cache line, are not streamed,
+    STREAM_ROW_BYTES = 1 << 9   # but for rows end to end, which share these lines; shorter ones wait for more than they save
+    STREAM_SWEPT_BYTES = 1 << 7  # and in the backward pass four rows wait at once
 
 
-cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize) noexcept nogil:
-    """Whether the result of a job that reads and writes so many bytes goes around the caches."""
-    cdef ptrdiff_t run = job.outer_shape[job.outer_ndim - 1] if job.columns else job.n
-    return bytes > STREAM_BYTES and run * itemsize >= STREAM_RUN_BYTES
+cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
+    """Whether the result of a job that reads and writes so many bytes goes around the caches; rows that stand end to end, if
+    they have as many bytes as the shortest."""
+    cdef int last = job.outer_ndim - 1
+    cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
+    if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:
+        return bytes > STREAM_BYTES
+    return (run >= shortest and run % 64 == 0 and not job.columns and last >= 0 and job.op[<int>LNORM_X].outer[last] == run and
+            job.op[<int>LNORM_Y].outer[last] == run)
 
 
 cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
@@ -537,7 +544,7 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = streams(&job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
+        job.stream = streams(&job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES)
     if copied:
         cnp.PyArray_CopyInto(y, source)
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
@@ -724,7 +731,8 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     if mean is not None:
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
-    job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
+    job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x),
+                         STREAM_RUN_BYTES if dscale is None else STREAM_SWEPT_BYTES)
     run_backward(&job, cnp.PyArray_TYPE(x), cnp.PyArray_SIZE(x) // job.n, groups, grad_size,
                  NULL if dscale is None else cnp.PyArray_DATA(dscale),
                  NULL if doffset is None else cnp.PyArray_DATA(doffset))
@@ -947,7 +955,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             set_operand(&job, LNORM_Y, out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 0)
             job.stream = cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and streams(
-                &job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x)
+                &job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES
             )
             if return_stats:
                 mean, rstd = empty_statistic(x), empty_statistic(x)
@@ -1049,7 +1057,8 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
             set_operand(&job, LNORM_DY, dy, typenum, False)
             set_operand(&job, LNORM_DX, out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 1)
-            job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x))
+            job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x),
+                                 STREAM_SWEPT_BYTES if param_grads else STREAM_RUN_BYTES)
             if not param_grads:
                 run_backward(&job, typenum, job.outer_shape[0], 1, n, NULL, NULL)
                 return out, None, None

@@ -297,7 +297,7 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
             assert np.isnan(dscale).all()  # each element has a term of the row with inf
 
 
-@pytest.mark.parametrize("n", [256, 300, 771, 1025, 5000])
+@pytest.mark.parametrize("n", [64, 128, 256, 300, 771, 1025, 5000])
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
 def test_what_is_written_around_the_caches_may_begin_and_end_within_a_line(n, begin, dtype):
     rows = 18 * 2**20 // (n * np.dtype(dtype).itemsize)
@@ -377,3 +377,52 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
     dx[:] = x
     _, dscale, doffset = lnorm.layer_norm_backward(dy, dx, scale, out=dx)
     assert bits(dx, dscale, doffset) == bits(*expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [128, 240, 260, 784])
+def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, threads, dtype):
+    """Written around the caches, the end of a row waits for the beginning of the next, if that is what comes next."""
+    rows = 9 * 2**20 // (n * np.dtype(dtype).itemsize) * 2
+    x = rng_for("seams", n).standard_normal((rows, n), np.float32).astype(dtype)
+    x[[3, 20, 21, rows - 1], n // 2] = np.nan
+    x[[5, 33]] *= np.finfo(dtype).max / 8
+    scale, offset = rng_for("seams", n).standard_normal((2, n)).astype(dtype)
+    width = n // 16 * 16 + 32
+    gaps = np.full(rows * width + 64, 7, dtype)
+    gaps = gaps[-gaps.ctypes.data % 64 // gaps.itemsize :][: rows * width].reshape(rows, -1)  # on a line
+    lnorm.set_num_threads(threads)
+    try:
+        dense = lnorm.layer_norm(x, scale, offset)
+        lnorm.layer_norm(x, scale, offset, out=gaps[:, :n])
+        in_turn = lnorm.layer_norm(x.reshape(-1, 2, n), np.stack([scale] * 2), offset).reshape(x.shape)
+    finally:
+        lnorm.set_num_threads(None)
+    for i in range(0, rows, 41):
+        assert bits(dense[i : i + 41]) == bits(lnorm.layer_norm(x[i : i + 41], scale, offset))
+    assert bits(gaps[:, :n]) == bits(in_turn) == bits(dense)
+    assert (gaps[:, n:] == 7).all()
+
+
+@pytest.mark.parametrize("begin", [0, 1, 4, 13])
+@pytest.mark.parametrize("n", [32, 64, 112, 256, 768, 1040])
+def test_dx_around_the_caches_has_the_bits_of_dx_through_them(n, begin, dtype):
+    """Not only dx, but the gradients of the parameters, to which the same elements of a row add in another place."""
+    rows = 6 * 2**20 // (n * np.dtype(dtype).itemsize) + 7
+    dy, x = rng_for("around", n).standard_normal((2, rows, n), np.float32).astype(dtype)
+    x[[9, 70]] *= np.finfo(dtype).max / 8  # sweeps rows one by one
+    scale = rng_for("around", n).standard_normal(n).astype(dtype)
+    gaps = np.full((rows, n + 1), 7, dtype)
+    through = lnorm.layer_norm_backward(dy, x, scale, out=gaps[:, :n])
+    for i in range(0, rows, 41):
+        assert bits(through[0][i : i + 41]) == bits(
+            lnorm.layer_norm_backward(dy[i : i + 41], x[i : i + 41], scale)[0]
+        )
+    buffer = np.full(x.size + 64, 7, dtype)
+    dx = buffer[begin : begin + x.size].reshape(x.shape)
+    around = lnorm.layer_norm_backward(dy, x, scale, out=dx)
+    assert bits(*around) == bits(*through)
+    assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all() and (gaps[:, n:] == 7).all()
+    dx[:] = dy
+    in_place = lnorm.layer_norm_backward(dx, x, scale, out=dx)
+    assert bits(*in_place) == bits(*through)

@@ -239,6 +239,10 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
         return;
     const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
     const ptrdiff_t ahead = to_next_batch(job, last - first);
+    if (job->stream && lie_together(job)) { /* the lines that they share with others are written through the caches */
+        PREFETCH_TO_WRITE(walk.at[LNORM_DX]);
+        PREFETCH_TO_WRITE(walk.at[LNORM_DX] + (last - first) * job->op[LNORM_DX].outer[job->outer_ndim - 1]);
+    }
     for (int m; first < last; first += m, row += m) {
         m = last - first >= 4 && lnorm_walk_left(&walk) >= 4 ? 4 : 1;
         if (m == 1)
@@ -367,18 +371,57 @@ INLINE void sweep_part(const Four *four, ptrdiff_t j, int from, int to, double *
     add_wide(doffset + j, only_lanes(dys, from, to));
 }
 
+/* m columns of four rows up to the first whole line, and from the last one on. Row i begins at seam i and ends at the next. */
+INLINE void sweep_seams(const Four *four, ptrdiff_t m, ptrdiff_t begin, ptrdiff_t rest, Seam *seams, double *dscale,
+                        double *doffset)
+{
+    V dx[4], dyx, dys;
+    for (ptrdiff_t j = 0; j < begin; j += W) {
+        const int own = begin - j < W ? (int)(begin - j) : W;
+        dx_of_four(dx, &dyx, &dys, four, j);
+        for (int i = 0; i < 4; i++)
+            store(seams[i].line + NARROW + j, dx[i]);
+        add_wide(dscale + j, only_lanes(dyx, 0, own));
+        add_wide(doffset + j, only_lanes(dys, 0, own));
+    }
+    for (ptrdiff_t l = NARROW - W; l > NARROW - rest - W; l -= W) {
+        const ptrdiff_t j = m - NARROW + l;
+        const int other = l < NARROW - rest ? (int)(NARROW - rest - l) : 0;
+        dx_of_four(dx, &dyx, &dys, four, j);
+        for (int i = 0; i < 4; i++)
+            store(seams[i + 1].line + l, dx[i]);
+        add_wide(dscale + j, only_lanes(dyx, other, W));
+        add_wide(doffset + j, only_lanes(dys, other, W));
+    }
+}
+
+/* Those columns to memory, now that all of the four rows is known. */
+INLINE void write_seams(const Four *four, ptrdiff_t m, ptrdiff_t begin, ptrdiff_t rest, Seam *seams)
+{
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        T *const row = four->dx + i * four->step;
+        begin_at_seam(&seams[i], row, begin);
+        end_at_seam(&seams[i + 1], row + m, rest);
+    }
+    memcpy(seams[0].line, seams[4].line, NARROW * T_SIZE);
+    end_at_seam(&seams[0], seams[4].next, rest);
+}
+
 /* At least a line of columns of four rows: dx, and what they add to the gradients. dx is written in whole registers between the
    ends; streamed, in whole lines, and all rows begin at the same place of one. What is ahead of dy, in bytes unless 0, is
    fetched. */
-INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double *doffset, ptrdiff_t ahead,
+INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double *doffset, ptrdiff_t ahead, Seam *seams,
                            int streamed)
 {
     const int line = streamed ? NARROW : W;
     const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(four->dx, line * T_SIZE) : 0;
     const ptrdiff_t end = begin + (m - begin) / line * line;
-    for (ptrdiff_t j = 0; j < begin; j += W)
+    if (streamed)
+        sweep_seams(four, m, begin, m - end, seams, dscale, doffset);
+    for (ptrdiff_t j = 0; j < begin && !streamed; j += W)
         sweep_part(four, j, 0, begin - j < W ? (int)(begin - j) : W, dscale, doffset);
-    for (ptrdiff_t j = m - W; j > end - W; j -= W)
+    for (ptrdiff_t j = m - W; j > end - W && !streamed; j -= W)
         sweep_part(four, j, end > j ? (int)(end - j) : 0, W, dscale, doffset);
     for (ptrdiff_t j = begin; j < end; j += W) {
         V dx[4], dyx, dys;
@@ -394,6 +437,8 @@ INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double
         add_wide(dscale + j, dyx);
         add_wide(doffset + j, dys);
     }
+    if (streamed)
+        write_seams(four, m, begin, m - end, seams);
 }
 
 /* How many of the rows are swept together: fours, in none of which a row is special, to the end of the last outer dimension. */
@@ -411,6 +456,8 @@ INLINE void sweep_fours(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t 
 {
     const lnorm_job *job = walk->job;
     const ptrdiff_t width = block_width(job), step = job->op[LNORM_DX].outer[job->outer_ndim - 1] / T_SIZE;
+    Seam seams[5];
+    seams[0].open = 0;
     for (ptrdiff_t i = 0, m; i < rows; i += 4, row += 4) {
         Four four = {.step = step};
         for (int k = 0; k < 4; k++) {
@@ -428,9 +475,10 @@ INLINE void sweep_fours(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t 
             four.dy = (const T *)walk->at[LNORM_DY] + i * step + j;
             four.dx = (T *)walk->at[LNORM_DX] + i * step + j;
             four.scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : j);
-            sweep_together(&four, m, dscale + (j - begin), doffset + (j - begin), ahead, streamed);
+            sweep_together(&four, m, dscale + (j - begin), doffset + (j - begin), ahead, seams, streamed);
         }
     }
+    close_seam(&seams[0]);
 }
 
 /* Observations first <= i < last, in fours; the walk goes along. */

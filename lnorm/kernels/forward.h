@@ -41,26 +41,30 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
     }
 }
 
-/* The same around the caches: whole lines, and what is left of one at both ends. As much is fetched from ahead, read next. */
-INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s,
-                            const char *ahead)
+/* The same of row i of a group, around the caches: whole lines. One that it shares with another
+   row is written when all of it is known. As much is fetched from ahead, read next. */
+INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
+                            Seam *seam, const char *ahead)
 {
-    const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
-    const V vk = SPLAT(*s->k), vr = SPLAT(*s->r), vc = SPLAT(*s->c);
-    if (m < begin + NARROW) {
-        affine(y, 0, x, 0, scale, offset, m, s, 0, 1);
+    const ptrdiff_t begin = until_aligned(y, LINE), rest = (m - begin) % NARROW, end = m - rest;
+    const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
+#define OUT(j) AFFINE(load(x + (j)), k, r, c, load(scale + (j)), load(offset + (j)))
+    if (m < NARROW) {
+        affine(y, 0, x, 0, scale, offset, m, s, i, 1);
         return;
     }
-    for (ptrdiff_t j = 0; j < begin; j += W)
-        store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), 0,
-                   begin - j < W ? begin - j : W);
+    for (int l = 0; l < NARROW && begin; l += W)
+        store(seam->line + NARROW + l, OUT(l));
+    begin_at_seam(seam, y, begin);
     for (ptrdiff_t j = begin; j < end; j += W) {
         if ((j - begin) % NARROW < W)
             PREFETCH(ahead + j * T_SIZE);
-        stream_to(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)));
+        stream_to(y + j, OUT(j));
     }
-    for (ptrdiff_t j = m - W; j > end - W; j -= W)
-        store_part(y + j, AFFINE(load(x + j), vk, vr, vc, load(scale + j), load(offset + j)), end > j ? end - j : 0, W);
+    for (int l = 0; l < NARROW && rest; l += W)
+        store(seam->line + l, OUT(m - NARROW + l));
+    end_at_seam(seam, y + m, rest);
+#undef OUT
 }
 
 /* The rows of a group for which the first pass was not enough. False if one is not finite or near the limits of its type. */
@@ -80,7 +84,8 @@ static NOINLINE int settle_rest(Stats *s, const lnorm_job *job, const T *const *
 
 /* Some rows side by side in x and y, with the same scale and offset: their statistics together, and their results if they
    share registers of scale and offset. False, and nothing is written, if one of them is special. */
-INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int share, int distant)
+INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int share, int distant,
+                        Seam *seam)
 {
     const lnorm_job *job = walk->job;
     const int last = job->outer_ndim - 1;
@@ -95,7 +100,7 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
         x[i] = (const T *)walk->at[LNORM_X] + i * x_step;
     begin_stats(&progress, x, n, rows);
     for (int i = 0; i < rows; i++) {
-        if (distant && rows < 16)
+        if (distant && !job->stream && rows < 16)
             fetch(x[i] + rows * x_step, n);
         if (rows > 4 && n <= FEW) /* the second is known, but not to the compiler */
             add_row_to_stats(&progress, i, x[i], n);
@@ -108,7 +113,11 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
         const T *scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : b);
         const T *offset = (const T *)walk->at[LNORM_OFFSET] + (job->op[LNORM_OFFSET].block ? 0 : b);
         const ptrdiff_t m = n - b < width ? n - b : width;
-        if (share)
+        if (job->stream)
+            for (int i = 0; i < rows; i++)
+                affine_streamed(y + i * y_step + b, x[i] + b, scale, offset, m, &s, i, seam,
+                                (const char *)(x[i] + b) + AHEAD);
+        else if (share)
             affine(y + b, y_step, x[0] + b, x_step, scale, offset, m, &s, 0, rows);
         else
             for (int i = 0; i < rows; i++)
@@ -163,8 +172,8 @@ INLINE void finish(Row *row, double *mean, double *rstd)
 
 /* The m elements from the b-th on. Streamed, they begin and end with a line as far as the row allows it, and what `next`
    is to read soon is fetched. */
-INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, int streamed,
-                      const Row *next)
+INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, Seam *seam,
+                      int streamed, const Row *next)
 {
     const Stats *s = &row->s;
     char *y = row->at[LNORM_Y];
@@ -181,7 +190,7 @@ INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *vo
     if (isnan(*s->rstd))
         fill(to, m, (T)NAN);
     else if (streamed)
-        affine_streamed(to, x, scale, offset, m, s, next->at[LNORM_X] + b * T_SIZE + AHEAD);
+        affine_streamed(to, x, scale, offset, m, s, 0, seam, next->at[LNORM_X] + b * T_SIZE + AHEAD);
     else
         affine(to, 0, x, 0, scale, offset, m, s, 0, 1);
     put(vy, y, b, m, 0);
@@ -195,6 +204,7 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
     const ptrdiff_t n = job->n, last_block = (n - 1) / LNORM_BLOCK * LNORM_BLOCK;
     Row rows[3], *ready = &rows[0], *next = &rows[1], *after = &rows[2];
     View vscale, voffset, vy;
+    Seam seam = {.open = 0};
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
     view_of(&vy, job, LNORM_Y);
@@ -203,27 +213,24 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
     ready->exists = 0;
     for (begin(next, walk, first < last); next->exists || ready->exists; first++) {
         RowSums sums;
-        if (next->exists) { /* the lines that a row shares with its neighbours are written through the caches */
-            PREFETCH_TO_WRITE(next->at[LNORM_Y]);
-            PREFETCH_TO_WRITE(next->at[LNORM_Y] + n * T_SIZE);
-        }
         for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
             const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
             if (next->exists)
                 add_to_stats(&next->progress, 0, &sums, get(&next->x, next->at[LNORM_X], b, m, 0), b, m, n);
             if (b && ready->exists)
-                write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, job->stream, next);
+                write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, &seam, job->stream, next);
         }
         begin(after, walk, first + 1 < last);
         if (next->exists)
             finish(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL);
         if (ready->exists)
-            write_row(ready, last_block, n - last_block, &vscale, &voffset, &vy, job->stream, next);
+            write_row(ready, last_block, n - last_block, &vscale, &voffset, &vy, &seam, job->stream, next);
         Row *const free = ready;
         ready = next;
         next = after;
         after = free;
     }
+    close_seam(&seam);
 }
 
 /* Rows that may be taken together. Those that begin at the same place of a line share scale and offset in registers while
@@ -234,19 +241,21 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     const int most = !BYTES ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
     const int distant = is_distant(walk->job);
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
+    Seam seam = {.open = 0};
     while (first < last) {
         const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
         const int rows = left >= most ? most : most > 4 && left >= 4 ? 4 : 1;
-        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 0, distant)
-                         : rows == 8 ? forward_rows(walk, first, width, 8, 0, distant)
-                         : rows == 4 ? forward_rows(walk, first, width, 4, share, distant)
-                                     : forward_rows(walk, first, width, 1, 0, distant);
+        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 0, distant, &seam)
+                         : rows == 8 ? forward_rows(walk, first, width, 8, 0, distant, &seam)
+                         : rows == 4 ? forward_rows(walk, first, width, 4, share, distant, &seam)
+                                     : forward_rows(walk, first, width, 1, 0, distant, &seam);
         if (done)
             lnorm_walk_on(walk, rows);
         else
             forward_one_by_one(walk, first, first + rows);
         first += rows;
     }
+    close_seam(&seam);
 }
 
 /* One element of m observations side by side, of which each has its own statistics. The first and the last register may
@@ -311,7 +320,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if (!job->stream && lie_alike(job))
+        if ((!job->stream || job->n <= FEW) && lie_alike(job))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);
@@ -380,6 +389,7 @@ static void long_stats(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, co
 static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row)
 {
     Row one;
+    Seam seam = {.open = 0};
     View vscale, voffset, vy;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
@@ -392,7 +402,8 @@ static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdi
     *one.s.exponent = row->exponent;
     for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
         const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
-        write_row(&one, b, m, &vscale, &voffset, &vy, job->stream, &one);
+        write_row(&one, b, m, &vscale, &voffset, &vy, &seam, job->stream, &one);
     }
+    close_seam(&seam);
     FENCE(job->stream);
 }

@@ -87,6 +87,42 @@ INLINE void put(View *view, char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
         scatter(view, row, i, m, exponent);
 }
 
+/* The line that two rows share where they stand end to end. The end of one waits here for the beginning of the next, so that
+   this line, too, is written whole, around the caches. */
+typedef struct {
+    T line[2 * NARROW] __attribute__((aligned(LINE))); /* the end up to element NARROW, the beginning from there on */
+    ptrdiff_t open;                                    /* elements that wait */
+    T *next;                                           /* where the row that they belong to ends */
+} Seam;
+
+/* They wait no longer. */
+INLINE void close_seam(Seam *seam)
+{
+    if (seam->open)
+        memcpy(seam->next - seam->open, seam->line + NARROW - seam->open, (size_t)seam->open * T_SIZE);
+    seam->open = 0;
+}
+
+/* The first `begin` elements of a row, up to a whole line, which are in the seam. */
+INLINE void begin_at_seam(Seam *seam, T *row, ptrdiff_t begin)
+{
+    if (seam->open && seam->next == row) {
+        for (int l = 0; l < NARROW; l += W)
+            stream_to(row - seam->open + l, load(seam->line + begin + l));
+        seam->open = 0;
+        return;
+    }
+    close_seam(seam);
+    memcpy(row, seam->line + NARROW, (size_t)begin * T_SIZE);
+}
+
+/* The last `rest` elements of a row, which are in the seam, wait. */
+INLINE void end_at_seam(Seam *seam, T *end, ptrdiff_t rest)
+{
+    seam->open = rest;
+    seam->next = end;
+}
+
 /* Elements to take at a time: a whole row where all operands stand side by side (and none is scaled), else a block. */
 INLINE ptrdiff_t block_width(const lnorm_job *job)
 {

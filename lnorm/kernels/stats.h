@@ -226,8 +226,12 @@ INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
 {
     D sum[DU], sum2[DU];
     ptrdiff_t j = 0;
-    for (int i = 0; i < DU; i++)
-        sum[i] = sum2[i] = (D){0};
+    for (int i = 0; i < DU; i++) { /* no addition for the first of a lane */
+        sum[i] = LANES <= n ? load_wide(x + i * DW) : (D){0};
+        sum2[i] = sum[i] * sum[i];
+    }
+    if (LANES <= n)
+        j = LANES;
     for (; j + LANES <= n; j += LANES)
         for (int i = 0; i < DU; i++)
             add_wide_squares(&sum[i], &sum2[i], load_wide(x + j + i * DW));
