@@ -98,9 +98,10 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
     Stats s;
     for (int i = 0; i < rows; i++)
         x[i] = (const T *)walk->at[LNORM_X] + i * x_step;
+    const int ahead = distant && rows < 16 && rows * n * T_SIZE <= FETCHED;
     begin_stats(&progress, x, n, rows);
     for (int i = 0; i < rows; i++) {
-        if (distant && !job->stream && rows < 16)
+        if (ahead)
             fetch(x[i] + rows * x_step, n);
         if (rows > 4 && n <= FEW) /* the second is known, but not to the compiler */
             add_row_to_stats(&progress, i, x[i], n);

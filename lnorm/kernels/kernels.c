@@ -49,6 +49,9 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 /* Bytes between what is read and what is fetched for later. */
 #define AHEAD (1 << 13)
 
+/* Bytes of the next rows that are fetched at most, while some are at hand: more would push these out. */
+#define FETCHED (12 << 10)
+
 /* Elements in a cache line. */
 #define NARROW (LINE / T_SIZE)
 
