@@ -310,8 +310,8 @@ cdef enum:
 
 
 cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
-    """Whether the result of a job that reads and writes so many bytes goes around the caches; rows that stand end to end, if
-    they have as many bytes as the shortest."""
+    """Whether the result of a job that reads and writes so many bytes goes around the caches; of rows that stand end to end,
+    also when they are whole cache lines and have as many bytes as the shortest."""
     cdef int last = job.outer_ndim - 1
     cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
     if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:

@@ -41,8 +41,8 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
     }
 }
 
-/* The same of row i of a group, around the caches: whole lines. One that it shares with another
-   row is written when all of it is known. As much is fetched from ahead, read next. */
+/* The same of row i of a group, around the caches: whole lines. One that it shares with another row is written when all of
+   it is known. As much is fetched from ahead, read next. */
 INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
                             Seam *seam, const char *ahead)
 {
