@@ -560,7 +560,9 @@ cdef enum:
     BLOCK_ROWS = 64
     CHUNK = 1 << 13
     PARTIAL_DOUBLES = 1 << 19
-    BATCH = 64  # rows between the two sweeps of a block, at most
+    BATCH = 64               # rows between the two sweeps of a block, at most,
+    BATCH_ELEMENTS = 1 << 12  # and elements, which then are in the first-level cache,
+    BATCH_BYTES = 1 << 17    # or bytes in the second, where one pass reads memory and the other writes it
 
 cdef struct Plan:
     const lnorm_job *job
@@ -650,7 +652,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     share their parameters."""
     cdef Plan plan
     cdef int threads = 1
-    cdef ptrdiff_t tasks, wave, task, count, total_size = 0, i
+    cdef ptrdiff_t tasks, wave, task, count, near, total_size = 0, i
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
@@ -670,7 +672,8 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     else:
         plan.plane = plan.group
         plan.unit = BLOCK_ROWS
-        plan.batch = min(BATCH, max(4, (1 << 12) // job.n // 4 * 4))
+        near = BATCH_BYTES // (4 if typenum == cnp.NPY_FLOAT32 else 8) if job.stream else BATCH_ELEMENTS
+        plan.batch = min(BATCH, max(4, near // job.n // 4 * 4))
     plan.units = (plan.plane + plan.unit - 1) // plan.unit
     count = plan.group // plan.plane * plan.units
     plan.block = (count + plan.blocks - 1) // plan.blocks

@@ -8,12 +8,17 @@
 
 INLINE void add_terms(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, const T *scale, V k, V r, int rows)
 {
+    V vx[U][4], vdy[U][4];
+    for (int l = 0; l < rows * LANES && IN_ORDER; l += W) {
+        vx[l % LANES / W][l / LANES] = load_in_order(x + l);
+        vdy[l % LANES / W][l / LANES] = load_in_order(dy + l);
+    }
     for (int u = 0; u < U; u++) {
         V a[4], g[4], b[4];
         for (int i = 0; i < rows; i++) {
             const int l = i * LANES + u * W;
-            a[i] = (load(x + l) - k) * r;
-            g[i] = load(scale + l) * load(dy + l);
+            a[i] = ((IN_ORDER ? vx[u][i] : load(x + l)) - k) * r;
+            g[i] = load(scale + l) * (IN_ORDER ? vdy[u][i] : load(dy + l));
             b[i] = g[i] * a[i];
         }
         sum_x[u] += SUM_OF(V, a, rows);
@@ -22,18 +27,15 @@ INLINE void add_terms(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, co
     }
 }
 
-/* The mean and rstd of a row: those given, where they are finite; else from the row. */
-INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char *x, lnorm_row *row)
+/* The mean and rstd of a row that are not given, not finite, or near the limits of their type. */
+static NOINLINE void standardize_slowly(const lnorm_job *job, ptrdiff_t i, View *vx, const char *x, lnorm_row *row)
 {
     row->exponent = 0;
     if (job->mean && isfinite(job->rstd[i])) {
-        row->center = (T)job->mean[i];
-        row->rstd = (T)job->rstd[i];
-        if (job->rstd[i] != 0 && !(job->rstd[i] > SAFE_SQUARE && job->rstd[i] < 1 / SAFE_SQUARE)) {
+        if (job->rstd[i] != 0)
             frexp(job->rstd[i], &row->exponent);
-            row->center = (T)ldexp(job->mean[i], row->exponent);
-            row->rstd = (T)ldexp(job->rstd[i], -row->exponent);
-        }
+        row->center = (T)ldexp(job->mean[i], row->exponent);
+        row->rstd = (T)ldexp(job->rstd[i], -row->exponent);
     } else {
         Stats s;
         stats_of(&s, vx, x);
@@ -41,6 +43,17 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
         row->center = s.k[0];
         row->rstd = s.r[0];
     }
+}
+
+/* The mean and rstd of a row: those given, where they are finite; else from the row. */
+INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char *x, lnorm_row *row)
+{
+    if (job->mean && job->rstd[i] > SAFE_SQUARE && job->rstd[i] < 1 / SAFE_SQUARE) {
+        row->exponent = 0;
+        row->center = (T)job->mean[i];
+        row->rstd = (T)job->rstd[i];
+    } else
+        standardize_slowly(job, i, vx, x, row);
 }
 
 /* The sums of m elements of a row, lane by lane. */
@@ -99,14 +112,14 @@ INLINE int is_plain(const lnorm_job *job)
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block);
 }
 
-/* Whether some rows at a time can be swept together: they and their elements stand side by side in the same way in all operands,
-   and streamed, each begins at the same place of a line. */
+/* Whether rows are swept four at a time: they and their elements stand side by side in the same way in all operands, and
+   streamed, are short, and each begins at the same place of a line. Long rows are written around the caches one by one. */
 INLINE int lie_together(const lnorm_job *job)
 {
     const int last = job->outer_ndim - 1;
     const ptrdiff_t step = last < 0 ? 0 : job->op[LNORM_DX].outer[last];
     return last >= 0 && is_plain(job) && job->op[LNORM_X].outer[last] == step &&
-           job->op[LNORM_DY].outer[last] == step && !(job->stream && step % LINE);
+           job->op[LNORM_DY].outer[last] == step && !(job->stream && (job->n > SHORT || step % LINE));
 }
 
 /* Bytes to the rows that are summed after these, where those are fetched: x while these are summed, dy while they are swept
@@ -315,27 +328,40 @@ INLINE void sweep_elements(const Line *line, const T *scale, ptrdiff_t begin, pt
                          line->mean_gx);
 }
 
-/* m columns of dx. Streamed: whole lines of dx are written around the caches. */
-INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, int streamed)
+/* m columns of dx. Between the ends they are written in whole lines; streamed, around the caches, and a line that is shared
+   with another row when all of it is known. The ends are computed before anything is written, because dx may be x or dy. */
+INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, Seam *seam, int streamed)
 {
     const V k = SPLAT(line->k), r = SPLAT(line->r), c = SPLAT(line->c);
     const V mean_g = SPLAT(line->mean_g), mean_gx = SPLAT(line->mean_gx);
-    ptrdiff_t begin = 0, end = m / W * W;
+    const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(line->dx, LINE) : 0;
+    const ptrdiff_t rest = (m - begin) % NARROW, end = m - rest;
+    T head[NARROW], tail[NARROW];
+    if (m < NARROW) {
+        sweep_elements(line, scale, 0, m);
+        return;
+    }
+#define OUT(j) DX(load(scale + (j)) * load(line->dy + (j)), XHAT(load(line->x + (j)), k, r, c), r, mean_g, mean_gx)
+    for (int l = 0; l < NARROW && begin; l += W)
+        store(head + l, OUT(l));
+    for (int l = 0; l < NARROW && rest; l += W)
+        store(tail + l, OUT(m - NARROW + l));
     if (streamed) {
-        begin = until_aligned(line->dx, LINE);
-        begin = begin < m ? begin : m;
-        end = begin + (m - begin) / NARROW * NARROW;
+        memcpy(seam->line + NARROW, head, sizeof head);
+        begin_at_seam(seam, line->dx, begin);
+        memcpy(seam->line, tail, sizeof tail);
+        end_at_seam(seam, line->dx + m, rest);
+        for (ptrdiff_t j = begin; j < end; j += W)
+            stream_to(line->dx + j, OUT(j));
+        return;
     }
-    sweep_elements(line, scale, 0, begin);
-    for (ptrdiff_t j = begin; j < end; j += W) {
-        const V g = load(scale + j) * load(line->dy + j);
-        const V dx = DX(g, XHAT(load(line->x + j), k, r, c), r, mean_g, mean_gx);
-        if (streamed)
-            stream_to(line->dx + j, dx);
-        else
-            store(line->dx + j, dx);
-    }
-    sweep_elements(line, scale, end, m);
+    for (ptrdiff_t j = begin; j < end; j += W)
+        store(line->dx + j, OUT(j));
+    if (begin)
+        memcpy(line->dx, head, sizeof head);
+    if (rest)
+        memcpy(line->dx + m - NARROW, tail, sizeof tail);
+#undef OUT
 }
 
 /* Four rows, which are swept together: where they are, so many elements apart in all operands, and what their sums gave. */
@@ -490,6 +516,8 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
     const ptrdiff_t ahead = to_next_batch(job, last - first);
     lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;
+    Seam seam;
+    seam.open = 0;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&vdx, job, LNORM_DX);
     for (int i = 0; i < 4; i++) {
@@ -532,16 +560,17 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
             else if (dscale)
                 add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin));
             for (int i = 0; i < rows; i++) {
-                if (job->stream)
-                    sweep_row(&line[i], g, m, 1);
-                else
-                    sweep_row(&line[i], g, m, 0);
                 if (!isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
                     fill(line[i].dx, m, (T)NAN);
+                else if (job->stream && vdx.op->contiguous && row[i].exponent == 0)
+                    sweep_row(&line[i], g, m, &seam, 1);
+                else
+                    sweep_row(&line[i], g, m, &seam, 0);
                 put(&vdx, dx[i], j, m, row[i].exponent);
             }
         }
     }
+    close_seam(&seam);
     *at = walk;
 }
 

@@ -27,6 +27,19 @@ typedef int64_t I;
 INLINE V load(const T *p) { return *(const V *)p; }
 INLINE void store(T *p, V v) { *(V *)p = v; }
 
+/* Where there are registers enough, what is read of two arrays at once is asked for in the order of its lines, which a compiler
+   that unrolls does not keep: a processor then fetches more of it by itself. */
+#undef IN_ORDER
+#define IN_ORDER (BYTES == 64)
+INLINE V load_in_order(const T *p)
+{
+    V v = load(p);
+#if BYTES == 64
+    __asm__ volatile("" : "+v"(v));
+#endif
+    return v;
+}
+
 INLINE void widen(D *wide, V v)
 {
 #if BYTES
