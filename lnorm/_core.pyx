@@ -79,6 +79,7 @@ cdef extern from "kernels/kernels.h" nogil:
     enum:
         LNORM_MAXDIMS
         LNORM_BLOCK
+        LNORM_BATCH
         LNORM_STRIP
         LNORM_SEGMENT
         LNORM_SUMS_BYTES
@@ -560,9 +561,9 @@ cdef enum:
     BLOCK_ROWS = 64
     CHUNK = 1 << 13
     PARTIAL_DOUBLES = 1 << 19
-    BATCH = 64               # rows between the two sweeps of a block, at most,
-    BATCH_ELEMENTS = 1 << 12  # and elements, which then are in the first-level cache,
-    BATCH_BYTES = 1 << 17    # or bytes in the second, where one pass reads memory and the other writes it
+    BATCH_ROWS = 64          # between the two sweeps of a block, at most, and LNORM_BATCH elements,
+    BATCH_BYTES = 1 << 17    # or bytes, from memory: in the second-level cache, so that a sweep reads memory or writes it
+    FAR_BYTES = 1 << 23      # of x, from which on that pays
 
 cdef struct Plan:
     const lnorm_job *job
@@ -652,11 +653,11 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     share their parameters."""
     cdef Plan plan
     cdef int threads = 1
-    cdef ptrdiff_t tasks, wave, task, count, near, total_size = 0, i
+    cdef ptrdiff_t tasks, wave, task, count, total_size = 0, i, itemsize = 4 if typenum == cnp.NPY_FLOAT32 else 8
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
-    cdef bint wide = job.n > 2 * CHUNK
+    cdef bint wide = job.n > 2 * CHUNK, far
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
     plan.kernels = kernels_of(typenum)
@@ -668,12 +669,12 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     plan.blocks = max(1, min(BLOCKS, PARTIAL_DOUBLES // 2 // plan.width))
     if job.columns:
         plan.plane = job.outer_shape[job.outer_ndim - 1]
-        plan.batch = plan.unit = lnorm_strip(plan.plane, 4 if typenum == cnp.NPY_FLOAT32 else 8)
+        plan.batch = plan.unit = lnorm_strip(plan.plane, itemsize)
     else:
         plan.plane = plan.group
         plan.unit = BLOCK_ROWS
-        near = BATCH_BYTES // (4 if typenum == cnp.NPY_FLOAT32 else 8) if job.stream else BATCH_ELEMENTS
-        plan.batch = min(BATCH, max(4, near // job.n // 4 * 4))
+        far = job.stream and observations * job.n * itemsize > FAR_BYTES
+        plan.batch = min(BATCH_ROWS, max(4, (BATCH_BYTES // itemsize if far else <int>LNORM_BATCH) // job.n // 4 * 4))
     plan.units = (plan.plane + plan.unit - 1) // plan.unit
     count = plan.group // plan.plane * plan.units
     plan.block = (count + plan.blocks - 1) // plan.blocks

@@ -297,10 +297,25 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
             assert np.isnan(dscale).all()  # each element has a term of the row with inf
 
 
-@pytest.mark.parametrize("n", [64, 128, 256, 300, 771, 1025, 5000])
+@pytest.mark.parametrize(
+    ("n", "megabytes"),
+    [
+        (64, 18),
+        (128, 18),
+        (256, 18),
+        (300, 18),
+        (771, 18),
+        (1025, 18),
+        (5000, 18),
+        (300, 30),
+        (768, 30),
+        (1025, 30),
+    ],
+)
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
-def test_what_is_written_around_the_caches_may_begin_and_end_within_a_line(n, begin, dtype):
-    rows = 18 * 2**20 // (n * np.dtype(dtype).itemsize)
+def test_what_is_written_around_the_caches_may_begin_and_end_within_a_line(n, megabytes, begin, dtype):
+    """From some size on, no cache holds x either, and rows take another way."""
+    rows = megabytes * 2**20 // (n * np.dtype(dtype).itemsize)
     x = rng_for("streamed", n).standard_normal((rows, n), np.float32).astype(dtype)
     scale, offset = rng_for(n).standard_normal((2, n)).astype(dtype)
     buffer = np.full(x.size + 64, 7, dtype)
@@ -380,10 +395,12 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("n", [128, 240, 260, 784])
-def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, threads, dtype):
+@pytest.mark.parametrize(
+    ("n", "megabytes"), [(128, 18), (240, 18), (260, 18), (784, 18), (260, 30), (784, 30)]
+)
+def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, megabytes, threads, dtype):
     """Written around the caches, the end of a row waits for the beginning of the next, if that is what comes next."""
-    rows = 9 * 2**20 // (n * np.dtype(dtype).itemsize) * 2
+    rows = megabytes * 2**19 // (n * np.dtype(dtype).itemsize) * 2
     x = rng_for("seams", n).standard_normal((rows, n), np.float32).astype(dtype)
     x[[3, 20, 21, rows - 1], n // 2] = np.nan
     x[[5, 33]] *= np.finfo(dtype).max / 8
@@ -405,15 +422,15 @@ def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, threads, dtyp
 
 
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
-@pytest.mark.parametrize("n", [32, 64, 112, 256, 768, 1040])
+@pytest.mark.parametrize("n", [32, 64, 112, 256, 333, 768, 1040, 3001])
 def test_dx_around_the_caches_has_the_bits_of_dx_through_them(n, begin, dtype):
     """Not only dx, but the gradients of the parameters, to which the same elements of a row add in another place."""
-    rows = 6 * 2**20 // (n * np.dtype(dtype).itemsize) + 7
+    rows = (6 if n < 100 else 9) * 2**20 // (n * np.dtype(dtype).itemsize) + 7
     dy, x = rng_for("around", n).standard_normal((2, rows, n), np.float32).astype(dtype)
     x[[9, 70]] *= np.finfo(dtype).max / 8  # sweeps rows one by one
     scale = rng_for("around", n).standard_normal(n).astype(dtype)
-    gaps = np.full((rows, n + 1), 7, dtype)
-    through = lnorm.layer_norm_backward(dy, x, scale, out=gaps[:, :n])
+    gaps = np.full((rows, 2 * n), 7, dtype)  # elements that do not stand side by side
+    through = lnorm.layer_norm_backward(dy, x, scale, out=gaps[:, ::2])
     for i in range(0, rows, 41):
         assert bits(through[0][i : i + 41]) == bits(
             lnorm.layer_norm_backward(dy[i : i + 41], x[i : i + 41], scale)[0]
@@ -422,7 +439,18 @@ def test_dx_around_the_caches_has_the_bits_of_dx_through_them(n, begin, dtype):
     dx = buffer[begin : begin + x.size].reshape(x.shape)
     around = lnorm.layer_norm_backward(dy, x, scale, out=dx)
     assert bits(*around) == bits(*through)
-    assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all() and (gaps[:, n:] == 7).all()
+    assert (
+        (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all() and (gaps[:, 1::2] == 7).all()
+    )
     dx[:] = dy
     in_place = lnorm.layer_norm_backward(dx, x, scale, out=dx)
     assert bits(*in_place) == bits(*through)
+    x[[2, 40, 41, rows - 1], n // 2] = np.nan  # their neighbours in a line are to stay as they are
+    with_nan = lnorm.layer_norm_backward(dy, x, scale, out=dx)[0]
+    assert bits(with_nan) == bits(
+        lnorm.layer_norm_backward(dy, x, scale, out=gaps[:, ::2], param_grads=False)[0]
+    )
+    assert np.isnan(with_nan[[2, 40, 41, rows - 1]]).all()
+    assert bits(np.delete(with_nan, [2, 40, 41, rows - 1], 0)) == bits(
+        np.delete(through[0], [2, 40, 41, rows - 1], 0)
+    )

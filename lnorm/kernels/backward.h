@@ -112,21 +112,23 @@ INLINE int is_plain(const lnorm_job *job)
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block);
 }
 
-/* Whether rows are swept four at a time: they and their elements stand side by side in the same way in all operands, and
-   streamed, are short, and each begins at the same place of a line. Long rows are written around the caches one by one. */
-INLINE int lie_together(const lnorm_job *job)
+/* Whether so many rows are swept four at a time: they and their elements stand side by side in the same way in all operands,
+   and streamed, they are short or few enough to be in the first-level cache, and each begins at the same place of a line. What is
+   farther away is written row by row. */
+INLINE int lie_together(const lnorm_job *job, ptrdiff_t rows)
 {
     const int last = job->outer_ndim - 1;
     const ptrdiff_t step = last < 0 ? 0 : job->op[LNORM_DX].outer[last];
-    return last >= 0 && is_plain(job) && job->op[LNORM_X].outer[last] == step &&
-           job->op[LNORM_DY].outer[last] == step && !(job->stream && (job->n > SHORT || step % LINE));
+    if (job->stream && (step % LINE || (job->n > SHORT && rows * job->n > LNORM_BATCH)))
+        return 0;
+    return last >= 0 && is_plain(job) && job->op[LNORM_X].outer[last] == step && job->op[LNORM_DY].outer[last] == step;
 }
 
 /* Bytes to the rows that are summed after these, where those are fetched: x while these are summed, dy while they are swept
    together. All at once is more than a processor keeps on the way. */
 INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
 {
-    return lie_together(job) && is_distant(job) ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
+    return lie_together(job, rows) && size_of(job) > DISTANT ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
 }
 
 /* The sums of a row in blocks, wherever its elements are. */
@@ -252,7 +254,8 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
         return;
     const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
     const ptrdiff_t ahead = to_next_batch(job, last - first);
-    if (job->stream && lie_together(job)) { /* the lines that they share with others are written through the caches */
+    if (job->stream &&
+        lie_together(job, last - first)) { /* the lines that they share with others are written through the caches */
         PREFETCH_TO_WRITE(walk.at[LNORM_DX]);
         PREFETCH_TO_WRITE(walk.at[LNORM_DX] + (last - first) * job->op[LNORM_DX].outer[job->outer_ndim - 1]);
     }
@@ -512,7 +515,7 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
                                 ptrdiff_t end, double *dscale, double *doffset)
 {
     const lnorm_job *job = at->job;
-    const int together = dscale && end - begin >= NARROW && lie_together(job);
+    const int together = dscale && end - begin >= NARROW && lie_together(job, last - first);
     const ptrdiff_t ahead = to_next_batch(job, last - first);
     lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;

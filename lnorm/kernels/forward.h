@@ -42,9 +42,9 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
 }
 
 /* The same of row i of a group, around the caches: whole lines. One that it shares with another row is written when all of
-   it is known. With `ahead`, bytes unless 0, as much is fetched from so far on. */
+   it is known. With `ahead`, as much is fetched from there, read next. */
 INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
-                            Seam *seam, ptrdiff_t ahead)
+                            Seam *seam, const char *ahead)
 {
     const ptrdiff_t begin = until_aligned(y, LINE), rest = (m - begin) % NARROW, end = m - rest;
     const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
@@ -58,7 +58,7 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
     begin_at_seam(seam, y, begin);
     for (ptrdiff_t j = begin; j < end; j += W) {
         if (ahead && (j - begin) % NARROW < W)
-            PREFETCH((const char *)(x + j) + ahead);
+            PREFETCH(ahead + j * T_SIZE);
         stream_to(y + j, OUT(j));
     }
     for (int l = 0; l < NARROW && rest; l += W)
@@ -116,7 +116,8 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
         const ptrdiff_t m = n - b < width ? n - b : width;
         if (job->stream)
             for (int i = 0; i < rows; i++)
-                affine_streamed(y + i * y_step + b, x[i] + b, scale, offset, m, &s, i, seam, rows > 1 ? AHEAD : 0);
+                affine_streamed(y + i * y_step + b, x[i] + b, scale, offset, m, &s, i, seam,
+                                rows > 1 ? (const char *)(x[i] + b) + AHEAD : NULL);
         else if (share)
             affine(y + b, y_step, x[0] + b, x_step, scale, offset, m, &s, 0, rows);
         else
@@ -140,31 +141,40 @@ INLINE int lie_alike(const lnorm_job *job)
            (job->op[LNORM_OFFSET].contiguous || job->op[LNORM_OFFSET].block);
 }
 
-/* A row, wherever its elements are. */
+/* One row on its way, wherever its elements are. */
 typedef struct {
+    int exists;
     char *at[LNORM_GRAD];
     View x;
+    Progress progress;
     Stats s;
 } Row;
 
-INLINE void row_of(Row *row, const lnorm_walk *walk)
+/* The next row, or none. Its first elements are on their way to their mean. */
+INLINE void begin(Row *row, lnorm_walk *walk, int exists)
 {
+    row->exists = exists;
     for (int k = 0; k < LNORM_GRAD; k++)
         row->at[k] = walk->at[k];
-    view_of(&row->x, walk->job, LNORM_X);
+    if (!exists)
+        return;
+    begin_row(&row->progress, &row->x, row->at[LNORM_X]);
+    lnorm_walk_on(walk, 1);
 }
 
-INLINE void return_stats(const lnorm_job *job, ptrdiff_t i, const Row *row)
+INLINE void finish(Row *row, double *mean, double *rstd)
 {
-    if (job->mean) {
-        job->mean[i] = *row->s.mean;
-        job->rstd[i] = *row->s.rstd;
+    finish_row(&row->s, &row->progress, &row->x, row->at[LNORM_X]);
+    if (mean) {
+        *mean = *row->s.mean;
+        *rstd = *row->s.rstd;
     }
 }
 
-/* The m elements from the b-th on. Streamed, they begin and end with a line as far as the row allows it. */
+/* The m elements from the b-th on. Streamed, they begin and end with a line as far as the row allows it, and what `next`, if
+   there is one, is to read soon is fetched. */
 INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *voffset, View *vy, Seam *seam,
-                      int streamed)
+                      int streamed, const Row *next)
 {
     const Stats *s = &row->s;
     char *y = row->at[LNORM_Y];
@@ -181,45 +191,59 @@ INLINE void write_row(Row *row, ptrdiff_t b, ptrdiff_t m, View *vscale, View *vo
     if (isnan(*s->rstd))
         fill(to, m, (T)NAN);
     else if (streamed)
-        affine_streamed(to, x, scale, offset, m, s, 0, seam, 0);
+        affine_streamed(to, x, scale, offset, m, s, 0, seam, next ? next->at[LNORM_X] + b * T_SIZE + AHEAD : NULL);
     else
         affine(to, 0, x, 0, scale, offset, m, s, 0, 1);
     put(vy, y, b, m, 0);
 }
 
-/* Any rows. */
+/* Any rows. One is written while the next is summed, block by block, so that memory is never only read or only written. The
+   last block is written after the next row's mean and root have been asked for: nothing waits for those. */
 static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const lnorm_job *job = walk->job;
-    const ptrdiff_t n = job->n;
-    Row row;
+    const ptrdiff_t n = job->n, last_block = (n - 1) / LNORM_BLOCK * LNORM_BLOCK;
+    Row rows[3], *ready = &rows[0], *next = &rows[1], *after = &rows[2];
     View vscale, voffset, vy;
     Seam seam;
     seam.open = 0;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
     view_of(&vy, job, LNORM_Y);
-    for (; first < last; first++, lnorm_walk_on(walk, 1)) {
-        row_of(&row, walk);
-        stats_of(&row.s, &row.x, row.at[LNORM_X]);
-        return_stats(job, first, &row);
-        for (ptrdiff_t b = 0, m; b < n; b += m) {
-            m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
-            write_row(&row, b, m, &vscale, &voffset, &vy, &seam, job->stream);
+    for (int i = 0; i < 3; i++)
+        view_of(&rows[i].x, job, LNORM_X);
+    ready->exists = 0;
+    for (begin(next, walk, first < last); next->exists || ready->exists; first++) {
+        RowSums sums;
+        for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK) {
+            const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
+            if (next->exists)
+                add_to_stats(&next->progress, 0, &sums, get(&next->x, next->at[LNORM_X], b, m, 0), b, m, n);
+            if (b && ready->exists)
+                write_row(ready, b - LNORM_BLOCK, LNORM_BLOCK, &vscale, &voffset, &vy, &seam, job->stream, next);
         }
+        begin(after, walk, first + 1 < last);
+        if (next->exists)
+            finish(next, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL);
+        if (ready->exists)
+            write_row(ready, last_block, n - last_block, &vscale, &voffset, &vy, &seam, job->stream, next);
+        Row *const free = ready;
+        ready = next;
+        next = after;
+        after = free;
     }
     close_seam(&seam);
 }
 
 /* Rows that may be taken together. Those that begin at the same place of a line share scale and offset in registers while
-   they are near; farther away, one stream is read and written faster than four, and around the caches, long rows one by
-   one: then a processor reads the next while it writes this one. */
+   they are near; farther away, one stream is read and written faster than four, and from memory, long rows one by one: the
+   processor reads the next by itself while this one is written. */
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
     const int alone = !BYTES || (walk->job->stream && n > FEW);
     const int most = alone ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
-    const int distant = is_distant(walk->job);
+    const int distant = size_of(walk->job) > DISTANT;
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     Seam seam;
     seam.open = 0;
@@ -301,7 +325,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if (lie_alike(job))
+        if ((!job->stream || job->n <= FEW || size_of(job) > FAR_AWAY) && lie_alike(job))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);
@@ -326,15 +350,14 @@ INLINE void long_row(Row *one, const lnorm_job *job, ptrdiff_t i)
 {
     lnorm_walk walk;
     lnorm_walk_to(&walk, job, i);
-    row_of(one, &walk);
+    view_of(&one->x, job, LNORM_X);
+    begin(one, &walk, 1);
 }
 
 static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums)
 {
     Row one;
-    Progress progress;
     long_row(&one, job, i);
-    begin_row(&progress, &one.x, one.at[LNORM_X]);
     for (ptrdiff_t segment = first; segment < last; segment++) {
         const ptrdiff_t begin = segment * LNORM_SEGMENT, rest = job->n - begin;
         const ptrdiff_t end = rest < LNORM_SEGMENT ? job->n : begin + LNORM_SEGMENT;
@@ -342,7 +365,7 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
         for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
             const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
             Lanes lanes;
-            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *progress.center);
+            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center);
             empty_lanes(&segment_sums, &lanes, b == begin);
         }
         memcpy((char *)sums + segment * LNORM_SUMS_BYTES, &segment_sums, sizeof segment_sums);
@@ -352,18 +375,15 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
 static void long_stats(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, const void *sums, lnorm_row *row)
 {
     Row one;
-    Progress progress;
     Sums total = {0}, segment;
     long_row(&one, job, i);
-    begin_row(&progress, &one.x, one.at[LNORM_X]);
     for (ptrdiff_t k = 0; k < segments; k++) {
         memcpy(&segment, (const char *)sums + k * LNORM_SUMS_BYTES, sizeof segment);
         add_segment(&total, &segment, k == 0);
     }
-    *progress.total_d = total_of(&total.d);
-    *progress.total_d2 = total_of(&total.d2);
-    finish_row(&one.s, &progress, &one.x, one.at[LNORM_X]);
-    return_stats(job, i, &one);
+    *one.progress.total_d = total_of(&total.d);
+    *one.progress.total_d2 = total_of(&total.d2);
+    finish(&one, job->mean ? job->mean + i : NULL, job->mean ? job->rstd + i : NULL);
     row->center = *one.s.k;
     row->rstd = *one.s.r;
     row->mean_x = *one.s.c;
@@ -387,7 +407,7 @@ static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdi
     *one.s.exponent = row->exponent;
     for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
         const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
-        write_row(&one, b, m, &vscale, &voffset, &vy, &seam, job->stream);
+        write_row(&one, b, m, &vscale, &voffset, &vy, &seam, job->stream, NULL);
     }
     close_seam(&seam);
     FENCE(job->stream);

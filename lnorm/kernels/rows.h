@@ -132,11 +132,11 @@ INLINE ptrdiff_t block_width(const lnorm_job *job)
     return job->n;
 }
 
-/* Whether the operands lie beyond the caches that are near. */
-INLINE int is_distant(const lnorm_job *job)
+/* The bytes of an operand. */
+INLINE ptrdiff_t size_of(const lnorm_job *job)
 {
     ptrdiff_t size = job->n * T_SIZE;
     for (int d = 0; d < job->outer_ndim; d++)
         size *= job->outer_shape[d];
-    return size > DISTANT;
+    return size;
 }
