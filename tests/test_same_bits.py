@@ -307,7 +307,7 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
         (771, 18),
         (1025, 18),
         (5000, 18),
-        (300, 30),
+        (396, 30),
         (768, 30),
         (1025, 30),
     ],
@@ -396,7 +396,7 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("n", "megabytes"), [(128, 18), (240, 18), (260, 18), (784, 18), (260, 30), (784, 30)]
+    ("n", "megabytes"), [(128, 18), (240, 18), (260, 18), (784, 18), (396, 30), (784, 30)]
 )
 def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, megabytes, threads, dtype):
     """Written around the caches, the end of a row waits for the beginning of the next, if that is what comes next."""

@@ -254,8 +254,8 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
         return;
     const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
     const ptrdiff_t ahead = to_next_batch(job, last - first);
-    if (job->stream &&
-        lie_together(job, last - first)) { /* the lines that they share with others are written through the caches */
+    /* the lines that they share with others are written through the caches */
+    if (job->stream && lie_together(job, last - first)) {
         PREFETCH_TO_WRITE(walk.at[LNORM_DX]);
         PREFETCH_TO_WRITE(walk.at[LNORM_DX] + (last - first) * job->op[LNORM_DX].outer[job->outer_ndim - 1]);
     }

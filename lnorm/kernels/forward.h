@@ -325,7 +325,8 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if ((!job->stream || job->n <= FEW || size_of(job) > FAR_AWAY) && lie_alike(job))
+        const int alone = job->n >= ALONE && size_of(job) > FAR_AWAY;
+        if ((!job->stream || job->n <= FEW || alone) && lie_alike(job))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);
@@ -393,9 +394,9 @@ static void long_stats(const lnorm_job *job, ptrdiff_t i, ptrdiff_t segments, co
 static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdiff_t end, const lnorm_row *row)
 {
     Row one;
+    View vscale, voffset, vy;
     Seam seam;
     seam.open = 0;
-    View vscale, voffset, vy;
     view_of(&vscale, job, LNORM_SCALE);
     view_of(&voffset, job, LNORM_OFFSET);
     view_of(&vy, job, LNORM_Y);
