@@ -263,57 +263,83 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     close_seam(&seam);
 }
 
-/* One element of m observations side by side, of which each has its own statistics. The first and the last register may
-   overlap the aligned ones between; they are computed before anything is written, because y may be x. Streamed, whole lines
-   are written around the caches, and the same element of the next observations is fetched. */
-INLINE void affine_across(T *y, const T *x, T scale, T offset, const Strip *s, ptrdiff_t m, int streamed)
+/* One element of m observations side by side, or some elements, which so share the registers of what differs between
+   observations: k, r and c. */
+typedef struct {
+    T *y[ABREAST];
+    const T *x[ABREAST];
+    T scale[ABREAST], offset[ABREAST];
+} Elements;
+
+/* The last register may overlap the one before; it is computed before anything is written, because y may be x. */
+INLINE void affine_across(const Elements *at, int elements, const Strip *s, ptrdiff_t m)
 {
-    const V g = SPLAT(scale), b = SPLAT(offset);
-#define ACROSS(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
-    const V head = ACROSS(0), tail = ACROSS(m - W);
-    ptrdiff_t j = until_aligned(y, streamed ? LINE : W * T_SIZE);
-    if (streamed) {
-        const ptrdiff_t begin = j, end = begin + (m - begin) / NARROW * NARROW;
-        for (ptrdiff_t i = 0; i < begin; i += W)
-            store_part(y + i, ACROSS(i), 0, begin - i < W ? begin - i : W);
-        for (; j < end; j += W) {
-            if ((j - begin) % NARROW < W)
-                PREFETCH(x + j + m);
-            stream_to(y + j, ACROSS(j));
-        }
-        for (ptrdiff_t i = m - W; i > end - W; i -= W)
-            store_part(y + i, ACROSS(i), end > i ? end - i : 0, W);
-        return;
+    V tail[ABREAST];
+    for (int q = 0; q < elements; q++)
+        tail[q] = AFFINE(load(at->x[q] + m - W), load(s->k + m - W), load(s->r + m - W), load(s->c + m - W),
+                         SPLAT(at->scale[q]), SPLAT(at->offset[q]));
+    for (ptrdiff_t j = 0; j <= m - W; j += W) {
+        const V k = load(s->k + j), r = load(s->r + j), c = load(s->c + j);
+        UNROLL for (int q = 0; q < elements; q++)
+            store(at->y[q] + j, AFFINE(load(at->x[q] + j), k, r, c, SPLAT(at->scale[q]), SPLAT(at->offset[q])));
     }
-    for (; j <= m - 4 * W; j += 4 * W)
-        for (int i = 0; i < 4; i++)
-            store(y + j + i * W, ACROSS(j + i * W));
-    for (; j <= m - W; j += W)
-        store(y + j, ACROSS(j));
-    store(y, head);
-    store(y + m - W, tail);
-#undef ACROSS
+    for (int q = 0; q < elements; q++)
+        store(at->y[q] + m - W, tail[q]);
+}
+
+/* One element, in whole lines around the caches. The same element of the next observations is fetched. */
+INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
+{
+    T *y = at->y[0];
+    const T *x = at->x[0];
+    const V g = SPLAT(at->scale[0]), b = SPLAT(at->offset[0]);
+    const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
+#define OUT(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
+    for (ptrdiff_t j = 0; j < begin; j += W)
+        store_part(y + j, OUT(j), 0, begin - j < W ? begin - j : W);
+    for (ptrdiff_t j = begin; j < end; j += W) {
+        if ((j - begin) % NARROW < W)
+            PREFETCH(x + j + m);
+        stream_to(y + j, OUT(j));
+    }
+    for (ptrdiff_t j = m - W; j > end - W; j -= W)
+        store_part(y + j, OUT(j), end > j ? end - j : 0, W);
+#undef OUT
+}
+
+INLINE void find_elements(Elements *at, const lnorm_walk *walk, ptrdiff_t j, int elements)
+{
+    const lnorm_operand *op = walk->job->op;
+    for (int q = 0; q < elements; q++, j++) {
+        at->y[q] = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]);
+        at->x[q] = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]);
+        at->scale[q] = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]);
+        at->offset[q] = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0]);
+    }
 }
 
 /* y of a strip. False, and nothing is written, if one observation is not finite or near the limits of its type. */
 static NOINLINE int forward_strip(const lnorm_walk *walk, View *vx, double *mean, double *rstd, int m)
 {
     const lnorm_job *job = walk->job;
-    const lnorm_operand *op = job->op;
+    const int streamed = job->stream && m >= 2 * NARROW;
     Strip strip;
     Lane sums[WAITING];
+    Elements at;
     strip_of(&strip, walk, m);
     if (!stats_of_strip(&strip, sums, vx, mean, rstd))
         return 0;
-    for (ptrdiff_t j = 0; j < job->n; j++) {
-        const T *x = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]);
-        const T scale = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]);
-        const T offset = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0]);
-        T *y = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]);
-        if (job->stream && m >= 2 * NARROW)
-            affine_across(y, x, scale, offset, &strip, m, 1);
+    ptrdiff_t j = 0;
+    for (; j + ABREAST <= job->n && !streamed; j += ABREAST) {
+        find_elements(&at, walk, j, ABREAST);
+        affine_across(&at, ABREAST, &strip, m);
+    }
+    for (; j < job->n; j++) {
+        find_elements(&at, walk, j, 1);
+        if (streamed)
+            stream_across(&at, &strip, m);
         else
-            affine_across(y, x, scale, offset, &strip, m, 0);
+            affine_across(&at, 1, &strip, m);
     }
     return 1;
 }

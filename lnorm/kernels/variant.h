@@ -3,6 +3,7 @@
 
 #define NAME(name) LNORM_JOIN(name, ISA, T)
 #define D NAME(D)
+#define Elements NAME(Elements)
 #define Four NAME(Four)
 #define I NAME(I)
 #define Lane NAME(Lane)
@@ -54,6 +55,7 @@
 #define end_at_seam NAME(end_at_seam)
 #define fetch NAME(fetch)
 #define fill NAME(fill)
+#define find_elements NAME(find_elements)
 #define finish NAME(finish)
 #define finish_row NAME(finish_row)
 #define first_lanes NAME(first_lanes)
@@ -106,6 +108,7 @@
 #define store NAME(store)
 #define store_narrow NAME(store_narrow)
 #define store_part NAME(store_part)
+#define stream_across NAME(stream_across)
 #define stream_row NAME(stream_row)
 #define stream_to NAME(stream_to)
 #define strip_of NAME(strip_of)
