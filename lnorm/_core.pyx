@@ -321,6 +321,32 @@ cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsi
             job.op[<int>LNORM_Y].outer[last] == run)
 
 
+cdef enum:
+    HUGE_PAGE = 1 << 21   # bytes
+    HUGE_ARRAY = 1 << 22  # bytes from which on NumPy asks for huge pages
+
+
+cdef void map_pages(cnp.ndarray result) noexcept:
+    """Asks for the memory of a new result, from the last byte of each huge page: Linux (process_huge_page) clears first what
+    lies farthest from the byte that is asked for, and upwards it takes 60 % of the time of downwards."""
+    cdef char *data = <char *>cnp.PyArray_DATA(result)
+    cdef ptrdiff_t begin = -<ptrdiff_t>data & (HUGE_PAGE - 1), page, pages
+    cdef int threads
+    if cnp.PyArray_NBYTES(result) < HUGE_ARRAY:
+        return
+    pages = (cnp.PyArray_NBYTES(result) - begin) // HUGE_PAGE
+    threads = num_threads()
+    with nogil:
+        for page in prange(pages, num_threads=threads, schedule="static", use_threads_if=threads > 1):
+            data[begin + (page + 1) * HUGE_PAGE - 1] = 0
+
+
+def mapped(cnp.ndarray result not None):
+    """A new array, whose elements stand side by side in memory in some order."""
+    map_pages(result)
+    return result
+
+
 cdef inline void set_rows(lnorm_job *job, int k, char *data, ptrdiff_t outer, ptrdiff_t inner) noexcept nogil:
     """Operand k of a job with one outer and one inner dimension."""
     job.op[k].data = data
@@ -952,6 +978,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
         ):
             if out is None:
                 out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
+                map_pages(out)
             set_plain(&job, x, epsilon)
             set_operand(&job, LNORM_X, x, typenum, False)
             set_operand(&job, LNORM_SCALE, scale, typenum, True)
@@ -1053,6 +1080,7 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
         ):
             if out is None:
                 out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
+                map_pages(out)
             set_plain(&job, x, epsilon)
             if mean is not None:
                 job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)

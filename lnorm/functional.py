@@ -140,6 +140,11 @@ def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]
     return tuple(1 if d in axes else size for d, size in enumerate(shape))
 
 
+def new_result(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array like x, with its memory laid out in the same order."""
+    return _core.mapped(np.empty_like(x, dtype, subok=False))
+
+
 def plan_forward(
     x: Any, scale: Any, offset: Any, axis: Any, epsilon: Any, out: Any, return_stats: bool
 ) -> Any:
@@ -157,7 +162,7 @@ def plan_forward(
     scale = check_parameter("scale", scale, x.shape, dtype)
     offset = check_parameter("offset", offset, x.shape, dtype)
     result, target = out, None if out is None else check_out(out, x.shape, dtype)
-    out = target if target is not None and is_native(target, dtype) else np.empty_like(x, dtype, subok=False)
+    out = target if target is not None and is_native(target, dtype) else new_result(x, dtype)
     if target is None:
         result = out
     mean = rstd = None
@@ -219,7 +224,7 @@ def plan_backward(
                 )
     x, dy = in_precision(x, dtype), in_precision(dy, dtype)
     target = None if out is None else check_out(out, x.shape, dtype)
-    dx = target if target is not None and is_native(target, dtype) else np.empty_like(x, subok=False)
+    dx = target if target is not None and is_native(target, dtype) else new_result(x, dtype)
     x, dy = (a.copy() if np.may_share_memory(a, dx) and not same_elements(a, dx) else a for a in (x, dy))
     if scale is not None and np.may_share_memory(scale, dx):
         scale = scale.copy()

@@ -132,6 +132,44 @@ def test_a_plain_call_allocates_nothing_but_its_result(call):
     assert X.nbytes < left < X.nbytes + 300
 
 
+PAGE = 1 << 21  # of a huge page
+
+
+@pytest.mark.parametrize("begin, end", [(0, 0), (17, 13), (PAGE - 1, 1), (1, PAGE + 1)])
+def test_new_memory_is_asked_for_at_the_end_of_each_whole_huge_page(begin, end):
+    memory = np.full(8 * PAGE, 255, np.uint8)
+    memory = memory[-memory.ctypes.data % PAGE :][: 6 * PAGE]
+    result = memory[begin : memory.size - end]
+    assert lnorm._core.mapped(result) is result
+    whole = range(PAGE if begin else 0, memory.size - (end + PAGE - 1) // PAGE * PAGE, PAGE)
+    assert np.flatnonzero(memory == 0).tolist() == [first + PAGE - 1 for first in whole]
+    assert np.unique(memory).tolist() == [0, 255]
+
+
+LARGE = np.random.default_rng(0).standard_normal((3, 1001, 1003), np.float32)  # 12 MB
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("axis", [2, 1, (1, 2)])
+@pytest.mark.parametrize(
+    "x",
+    [LARGE, LARGE.T, LARGE[::-1, :, ::-1], LARGE.astype(">f4"), LARGE.astype(np.int16)],
+    ids=["plain", "Fortran order", "backwards", "byte-swapped", "integers"],
+)
+def test_a_large_new_result_is_that_of_out(x, axis, threads):
+    """Its pages are written to before it is."""
+    dtype = np.float32 if x.dtype.kind == "f" else np.float64
+    expected, dx = np.full((2, *x.shape), np.nan, dtype)
+    lnorm.set_num_threads(threads)
+    try:
+        lnorm.layer_norm(x, axis=axis, out=expected)
+        assert lnorm.layer_norm(x, axis=axis).tobytes() == expected.tobytes()
+        lnorm.layer_norm_backward(x[::-1], x, axis=axis, out=dx)
+        assert lnorm.layer_norm_backward(x[::-1], x, axis=axis)[0].tobytes() == dx.tobytes()
+    finally:
+        lnorm.set_num_threads(None)
+
+
 def test_import_pulls_in_nothing_but_the_package():
     code = "import sys, numpy; before = set(sys.modules); import lnorm; print(*set(sys.modules) - before)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -141,6 +141,12 @@ INLINE int lie_alike(const lnorm_job *job)
            (job->op[LNORM_OFFSET].contiguous || job->op[LNORM_OFFSET].block);
 }
 
+/* Whether rows are taken one by one, and nothing is fetched ahead. */
+INLINE int is_alone(const lnorm_job *job)
+{
+    return job->n >= ALONE && size_of(job) > (job->stream ? FAR_AWAY : FAR_IN_PLACE);
+}
+
 /* One row on its way, wherever its elements are. */
 typedef struct {
     int exists;
@@ -241,8 +247,7 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
-    const int alone = !BYTES || (walk->job->stream && n > FEW);
-    const int most = alone ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
+    const int most = !BYTES || is_alone(walk->job) ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
     const int distant = size_of(walk->job) > DISTANT;
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     Seam seam;
@@ -351,8 +356,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        const int alone = job->n >= ALONE && size_of(job) > FAR_AWAY;
-        if ((!job->stream || job->n <= FEW || alone) && lie_alike(job))
+        if ((!job->stream || job->n <= FEW || is_alone(job)) && lie_alike(job))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);

@@ -45,6 +45,7 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 #define ROOM (1 << 20)              /* bytes of x that find room in the second level, beside as many of y */
 #define DISTANT (4 * ROOM)          /* bytes of x from which on a processor may be slow to fetch rows by itself */
 #define FAR_AWAY (28 * ROOM)        /* bytes of x that few caches hold: from memory it does better by itself, */
+#define FAR_IN_PLACE (12 * ROOM)    /* also these, where a result takes their place, */
 #define ALONE 384                   /* if a row has as many elements: the trees of shorter ones hide behind nothing */
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
 

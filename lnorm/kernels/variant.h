@@ -69,6 +69,7 @@
 #define forward_together NAME(forward_together)
 #define gather NAME(gather)
 #define get NAME(get)
+#define is_alone NAME(is_alone)
 #define is_plain NAME(is_plain)
 #define is_short NAME(is_short)
 #define know NAME(know)
