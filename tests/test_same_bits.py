@@ -310,6 +310,8 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
         (396, 30),
         (768, 30),
         (1025, 30),
+        (2051, 30),
+        (5008, 30),
     ],
 )
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
@@ -396,7 +398,8 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("n", "megabytes"), [(128, 18), (240, 18), (260, 18), (784, 18), (396, 30), (784, 30)]
+    ("n", "megabytes"),
+    [(128, 18), (240, 18), (260, 18), (784, 18), (396, 30), (784, 30), (2500, 30), (2512, 30)],
 )
 def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, megabytes, threads, dtype):
     """Written around the caches, the end of a row waits for the beginning of the next, if that is what comes next."""

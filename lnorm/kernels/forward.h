@@ -41,30 +41,44 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
     }
 }
 
-/* The same of row i of a group, around the caches: whole lines. One that it shares with another row is written when all of
-   it is known. With `ahead`, as much is fetched from there, read next. */
+/* The same of row i of a group, around the caches: m elements, which are whole lines. With `ahead`, as much is fetched from
+   there, read next. */
+INLINE void affine_lines(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
+                         const char *ahead)
+{
+    const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
+    for (ptrdiff_t j = 0; j < m; j += W) {
+        if (ahead && j % NARROW < W)
+            PREFETCH(ahead + j * T_SIZE);
+        stream_to(y + j, AFFINE(load(x + j), k, r, c, load(scale + j), load(offset + j)));
+    }
+}
+
+/* As many elements as a line has. */
+INLINE void affine_line(T *to, const T *x, const T *scale, const T *offset, const Stats *s, int i)
+{
+    for (int l = 0; l < NARROW; l += W)
+        store(to + l,
+              AFFINE(load(x + l), SPLAT(s->k[i]), SPLAT(s->r[i]), SPLAT(s->c[i]), load(scale + l), load(offset + l)));
+}
+
+/* All m of them: whole lines, and the ends. A line that is shared with another row is written when all of it is known. */
 INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
                             Seam *seam, const char *ahead)
 {
-    const ptrdiff_t begin = until_aligned(y, LINE), rest = (m - begin) % NARROW, end = m - rest;
-    const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
-#define OUT(j) AFFINE(load(x + (j)), k, r, c, load(scale + (j)), load(offset + (j)))
+    const ptrdiff_t begin = until_aligned(y, LINE), rest = (m - begin) % NARROW, last = m - NARROW;
     if (m < NARROW) {
         affine(y, 0, x, 0, scale, offset, m, s, i, 1);
         return;
     }
-    for (int l = 0; l < NARROW && begin; l += W)
-        store(seam->line + NARROW + l, OUT(l));
+    if (begin)
+        affine_line(seam->line + NARROW, x, scale, offset, s, i);
     begin_at_seam(seam, y, begin);
-    for (ptrdiff_t j = begin; j < end; j += W) {
-        if (ahead && (j - begin) % NARROW < W)
-            PREFETCH(ahead + j * T_SIZE);
-        stream_to(y + j, OUT(j));
-    }
-    for (int l = 0; l < NARROW && rest; l += W)
-        store(seam->line + l, OUT(m - NARROW + l));
+    affine_lines(y + begin, x + begin, scale + begin, offset + begin, m - begin - rest, s, i,
+                 ahead ? ahead + begin * T_SIZE : NULL);
+    if (rest)
+        affine_line(seam->line, x + last, scale + last, offset + last, s, i);
     end_at_seam(seam, y + m, rest);
-#undef OUT
 }
 
 /* The rows of a group for which the first pass was not enough. False if one is not finite or near the limits of its type. */
@@ -80,6 +94,33 @@ static NOINLINE int settle_rest(Stats *s, const lnorm_job *job, const T *const *
             return 0;
     }
     return 1;
+}
+
+/* Element j of scale or offset, and those behind it. */
+INLINE const T *parameter(const lnorm_walk *walk, int operand, ptrdiff_t j)
+{
+    return (const T *)walk->at[operand] + (walk->job->op[operand].block ? 0 : j);
+}
+
+/* The results of some rows around the caches, a block of each in turn: what they share of scale and offset is read once. */
+INLINE void stream_in_turn(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T *const *x, const Stats *s, int rows,
+                           Seam *seam)
+{
+    const ptrdiff_t n = walk->job->n, last = n - NARROW;
+    for (int i = 0; i < rows; i++) {
+        const ptrdiff_t begin = until_aligned(y + i * y_step, LINE);
+        affine_line(seam->line + NARROW, x[i], parameter(walk, LNORM_SCALE, 0), parameter(walk, LNORM_OFFSET, 0), s, i);
+        begin_at_seam(seam, y + i * y_step, begin);
+        affine_line(seam->line, x[i] + last, parameter(walk, LNORM_SCALE, last), parameter(walk, LNORM_OFFSET, last), s,
+                    i);
+        end_at_seam(seam, y + i * y_step + n, (n - begin) % NARROW);
+    }
+    for (ptrdiff_t b = 0; b < n; b += LNORM_BLOCK)
+        for (int i = 0; i < rows; i++) {
+            const ptrdiff_t j = b + until_aligned(y + i * y_step, LINE), left = (n - j) / NARROW * NARROW;
+            affine_lines(y + i * y_step + j, x[i] + j, parameter(walk, LNORM_SCALE, j),
+                         parameter(walk, LNORM_OFFSET, j), left < LNORM_BLOCK ? left : LNORM_BLOCK, s, i, NULL);
+        }
 }
 
 /* Some rows side by side in x and y, with the same scale and offset: their statistics together, and their results if they
@@ -110,9 +151,11 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
     }
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
         return 0;
-    for (ptrdiff_t b = 0; b < n; b += width) {
-        const T *scale = (const T *)walk->at[LNORM_SCALE] + (job->op[LNORM_SCALE].block ? 0 : b);
-        const T *offset = (const T *)walk->at[LNORM_OFFSET] + (job->op[LNORM_OFFSET].block ? 0 : b);
+    const int in_turn = job->stream && rows == 4 && n > FEW;
+    if (in_turn)
+        stream_in_turn(walk, y, y_step, x, &s, rows, seam);
+    for (ptrdiff_t b = 0; b < n && !in_turn; b += width) {
+        const T *scale = parameter(walk, LNORM_SCALE, b), *offset = parameter(walk, LNORM_OFFSET, b);
         const ptrdiff_t m = n - b < width ? n - b : width;
         if (job->stream)
             for (int i = 0; i < rows; i++)
@@ -242,13 +285,21 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
 }
 
 /* Rows that may be taken together. Those that begin at the same place of a line share scale and offset in registers while
-   they are near; farther away, one stream is read and written faster than four, and from memory, long rows one by one: the
-   processor reads the next by itself while this one is written. */
+   they are near; farther away, one stream is read and written faster than four, and from memory, rows one by one, nothing
+   fetched: the processor reads the next by itself while this one is written. */
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
-    const ptrdiff_t n = walk->job->n, width = block_width(walk->job);
-    const int most = !BYTES || is_alone(walk->job) ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : n <= TOGETHER ? 4 : 1;
-    const int distant = size_of(walk->job) > DISTANT;
+    const lnorm_job *job = walk->job;
+    const ptrdiff_t n = job->n;
+    const int alone = is_alone(job), bare = job->op[LNORM_SCALE].block && job->op[LNORM_OFFSET].block;
+    const int in_turn = alone && !bare && IN_TURN <= n * T_SIZE && n * T_SIZE <= IN_TURN_MOST;
+    const ptrdiff_t width = in_turn ? LNORM_BLOCK : block_width(job);
+    const int most = !BYTES || (alone && !in_turn) ? 1
+                     : n <= LANES                  ? 16
+                     : n <= FEW                    ? 8
+                     : in_turn || n <= TOGETHER    ? 4
+                                                   : 1;
+    const int distant = !alone && size_of(job) > DISTANT;
     const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
     Seam seam;
     seam.open = 0;
