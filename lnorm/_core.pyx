@@ -306,19 +306,19 @@ cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
 cdef enum:
     STREAM_BYTES = 16 << 20
     STREAM_RUN_BYTES = 1 << 10  # the ends of what stands side by side, parts of a cache line, are not streamed,
-    STREAM_ROW_BYTES = 1 << 9   # but for rows end to end, which share these lines; shorter ones wait for more than they save
-    STREAM_SWEPT_BYTES = 1 << 7  # and in the backward pass four rows wait at once
+    STREAM_ROW_BYTES = 1 << 9   # but for rows end to end, which share these lines; shorter ones wait for more than they save,
+    STREAM_SWEPT_BYTES = 1 << 7  # but for whole lines in the backward pass, where four rows wait at once
 
 
 cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
     """Whether the result of a job that reads and writes so many bytes goes around the caches; of rows that stand end to end,
-    also when they are whole cache lines and have as many bytes as the shortest."""
+    also when they have as many bytes as the shortest."""
     cdef int last = job.outer_ndim - 1
     cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
     if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:
         return bytes > STREAM_BYTES
-    return (run >= shortest and run % 64 == 0 and not job.columns and last >= 0 and job.op[<int>LNORM_X].outer[last] == run and
-            job.op[<int>LNORM_Y].outer[last] == run)
+    return (run >= shortest and (run >= STREAM_ROW_BYTES or run % 64 == 0) and not job.columns and last >= 0 and
+            job.op[<int>LNORM_X].outer[last] == run and job.op[<int>LNORM_Y].outer[last] == run)
 
 
 cdef enum:

@@ -302,6 +302,8 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
     [
         (64, 18),
         (128, 18),
+        (130, 18),
+        (255, 18),
         (256, 18),
         (300, 18),
         (771, 18),
@@ -399,7 +401,18 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("n", "megabytes"),
-    [(128, 18), (240, 18), (260, 18), (784, 18), (396, 30), (784, 30), (2500, 30), (2512, 30)],
+    [
+        (128, 18),
+        (141, 18),
+        (240, 18),
+        (255, 18),
+        (260, 18),
+        (784, 18),
+        (396, 30),
+        (784, 30),
+        (2500, 30),
+        (2512, 30),
+    ],
 )
 def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, megabytes, threads, dtype):
     """Written around the caches, the end of a row waits for the beginning of the next, if that is what comes next."""
@@ -426,7 +439,7 @@ def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, megabytes, th
 
 
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
-@pytest.mark.parametrize("n", [32, 64, 112, 256, 333, 768, 1040, 3001])
+@pytest.mark.parametrize("n", [32, 64, 112, 130, 250, 256, 333, 768, 1040, 3001])
 def test_dx_around_the_caches_has_the_bits_of_dx_through_them(n, begin, dtype):
     """Not only dx, but the gradients of the parameters, to which the same elements of a row add in another place."""
     rows = (6 if n < 100 else 9) * 2**20 // (n * np.dtype(dtype).itemsize) + 7
