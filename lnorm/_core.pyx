@@ -762,7 +762,7 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
         job.mean = <double *>cnp.PyArray_DATA(mean)
         job.rstd = <double *>cnp.PyArray_DATA(rstd)
     job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x),
-                         STREAM_RUN_BYTES if dscale is None else STREAM_SWEPT_BYTES)
+                         STREAM_ROW_BYTES if dscale is None else STREAM_SWEPT_BYTES)
     run_backward(&job, cnp.PyArray_TYPE(x), cnp.PyArray_SIZE(x) // job.n, groups, grad_size,
                  NULL if dscale is None else cnp.PyArray_DATA(dscale),
                  NULL if doffset is None else cnp.PyArray_DATA(doffset))
@@ -1090,7 +1090,7 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
             set_operand(&job, LNORM_DX, out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 1)
             job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x),
-                                 STREAM_SWEPT_BYTES if param_grads else STREAM_RUN_BYTES)
+                                 STREAM_SWEPT_BYTES if param_grads else STREAM_ROW_BYTES)
             if not param_grads:
                 run_backward(&job, typenum, job.outer_shape[0], 1, n, NULL, NULL)
                 return out, None, None
