@@ -105,6 +105,7 @@ cdef extern from "kernels/kernels.h" nogil:
         ptrdiff_t outer_shape[64]
         ptrdiff_t inner_shape[64]
         ptrdiff_t n
+        ptrdiff_t size
         double epsilon
         double *mean
         double *rstd
@@ -444,6 +445,7 @@ cdef int fill_job(lnorm_job *job, list arrays, list order, int core, grad_stride
     job.n = 1
     for d in range(job.inner_ndim):
         job.n *= job.inner_shape[d]
+    job.size = cnp.PyArray_NBYTES(x)
     for k in range(LNORM_OPERANDS):
         job.op[k].contiguous = True
         if strides[k] == NULL:
@@ -872,6 +874,7 @@ cdef inline void set_plain(lnorm_job *job, object x, double epsilon) noexcept:
     job.outer_ndim = job.inner_ndim = 1
     job.n = job.inner_shape[0] = cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
     job.outer_shape[0] = cnp.PyArray_SIZE(x) // job.n
+    job.size = cnp.PyArray_NBYTES(x)
     job.epsilon = epsilon
     job.mean = job.rstd = NULL
     job.columns = False
@@ -1120,6 +1123,7 @@ cdef void ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_
     job.outer_ndim = job.inner_ndim = 1
     job.outer_shape[0], job.inner_shape[0] = 1, dimensions[1]
     job.n = dimensions[1]
+    job.size = job.n * size
     job.mean, job.rstd = &mean, &rstd
     job.columns = job.stream = False
     if job.n == 0:

@@ -128,7 +128,7 @@ INLINE int lie_together(const lnorm_job *job, ptrdiff_t rows)
    together. All at once is more than a processor keeps on the way. */
 INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
 {
-    return lie_together(job, rows) && size_of(job) > DISTANT ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
+    return lie_together(job, rows) && job->size > DISTANT ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
 }
 
 /* The sums of a row in blocks, wherever its elements are. */

@@ -123,31 +123,23 @@ INLINE void stream_in_turn(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const
         }
 }
 
-/* Some rows side by side in x and y, with the same scale and offset: their statistics together, and their results if they
-   share registers of scale and offset. False, and nothing is written, if one of them is special. */
-INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width, int rows, int share, int distant,
-                        Seam *seam)
+/* Some rows that share scale and offset: their statistics together, and their results if they share registers of scale and
+   offset. False, and nothing is written, if one of them is special. */
+INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T *first, ptrdiff_t x_step, double *mean,
+                        double *rstd, ptrdiff_t width, int rows, int share, int ahead, Seam *seam)
 {
     const lnorm_job *job = walk->job;
-    const int last = job->outer_ndim - 1;
     const ptrdiff_t n = job->n;
-    const ptrdiff_t x_step = last < 0 ? 0 : job->op[LNORM_X].outer[last] / T_SIZE;
-    const ptrdiff_t y_step = last < 0 ? 0 : job->op[LNORM_Y].outer[last] / T_SIZE;
-    T *y = (T *)walk->at[LNORM_Y];
     const T *x[ROWS];
     Progress progress;
     Stats s;
     for (int i = 0; i < rows; i++)
-        x[i] = (const T *)walk->at[LNORM_X] + i * x_step;
-    const int ahead = distant && 1 < rows && rows < 16 && rows * n * T_SIZE <= FETCHED;
+        x[i] = first + i * x_step;
     begin_stats(&progress, x, n, rows);
     for (int i = 0; i < rows; i++) {
         if (ahead)
             fetch(x[i] + rows * x_step, n);
-        if (rows > 4 && n <= FEW) /* the second is known, but not to the compiler */
-            add_row_to_stats(&progress, i, x[i], n);
-        else
-            add_long_row_to_stats(&progress, i, x[i], n);
+        sum_row(&progress.total_d[i], &progress.total_d2[i], x[i], n, progress.center[i]);
     }
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
         return 0;
@@ -167,12 +159,44 @@ INLINE int forward_rows(const lnorm_walk *walk, ptrdiff_t first, ptrdiff_t width
             for (int i = 0; i < rows; i++)
                 affine(y + i * y_step + b, 0, x[i] + b, 0, scale, offset, m, &s, i, 1);
     }
-    for (int i = 0; job->mean && i < rows; i++) {
-        job->mean[first + i] = s.mean[i];
-        job->rstd[first + i] = s.rstd[i];
+    for (int i = 0; mean && i < rows; i++) {
+        mean[i] = s.mean[i];
+        rstd[i] = s.rstd[i];
     }
     return 1;
 }
+
+/* Of `left` rows side by side, whose first is the i-th of all, `rows` at a time, as many as there are up to a special one.
+   How many that is. */
+INLINE ptrdiff_t forward_run(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left, ptrdiff_t width, int rows, int share,
+                             int ahead, Seam *seam)
+{
+    const lnorm_job *job = walk->job;
+    const int last = job->outer_ndim - 1;
+    const ptrdiff_t x_step = last < 0 ? 0 : job->op[LNORM_X].outer[last] / T_SIZE;
+    const ptrdiff_t y_step = last < 0 ? 0 : job->op[LNORM_Y].outer[last] / T_SIZE;
+    const T *x = (const T *)walk->at[LNORM_X];
+    T *y = (T *)walk->at[LNORM_Y];
+    ptrdiff_t done = 0;
+    while (done + rows <= left &&
+           forward_rows(walk, y + done * y_step, y_step, x + done * x_step, x_step,
+                        job->mean ? job->mean + i + done : NULL, job->mean ? job->rstd + i + done : NULL, width, rows,
+                        share, ahead, seam))
+        done += rows;
+    return done;
+}
+
+#define RUN_OF(name, rows)                                                                                          \
+    static NOINLINE ptrdiff_t name(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left, ptrdiff_t width, int share, \
+                                   int ahead, Seam *seam)                                                           \
+    {                                                                                                               \
+        return forward_run(walk, i, left, width, rows, rows == 4 && share, rows == 8 && ahead, seam);               \
+    }
+RUN_OF(forward_sixteens, 16)
+RUN_OF(forward_eights, 8)
+RUN_OF(forward_fours, 4)
+RUN_OF(forward_singly, 1)
+#undef RUN_OF
 
 /* Whether rows may be taken together. */
 INLINE int lie_alike(const lnorm_job *job)
@@ -182,12 +206,6 @@ INLINE int lie_alike(const lnorm_job *job)
            (last < 0 || (job->op[LNORM_SCALE].outer[last] == 0 && job->op[LNORM_OFFSET].outer[last] == 0)) &&
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block) &&
            (job->op[LNORM_OFFSET].contiguous || job->op[LNORM_OFFSET].block);
-}
-
-/* Whether rows are taken one by one, and nothing is fetched ahead. */
-INLINE int is_alone(const lnorm_job *job)
-{
-    return job->n >= ALONE && size_of(job) > (job->stream ? FAR_AWAY : FAR_IN_PLACE);
 }
 
 /* One row on its way, wherever its elements are. */
@@ -285,36 +303,33 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
 }
 
 /* Rows that may be taken together. Those that begin at the same place of a line share scale and offset in registers while
-   they are near; farther away, one stream is read and written faster than four, and from memory, rows one by one, nothing
-   fetched: the processor reads the next by itself while this one is written. */
+   they are near. */
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const lnorm_job *job = walk->job;
-    const ptrdiff_t n = job->n;
-    const int alone = is_alone(job), bare = job->op[LNORM_SCALE].block && job->op[LNORM_OFFSET].block;
-    const int in_turn = alone && !bare && IN_TURN <= n * T_SIZE && n * T_SIZE <= IN_TURN_MOST;
+    const ptrdiff_t n = job->n, bytes = n * T_SIZE;
+    const int bare = job->op[LNORM_SCALE].block && job->op[LNORM_OFFSET].block, far = job->size > DISTANT;
+    const int in_turn = job->stream && !bare && IN_TURN <= bytes && bytes <= IN_TURN_MOST;
     const ptrdiff_t width = in_turn ? LNORM_BLOCK : block_width(job);
-    const int most = !BYTES || (alone && !in_turn) ? 1
-                     : n <= LANES                  ? 16
-                     : n <= FEW                    ? 8
-                     : in_turn || n <= TOGETHER    ? 4
-                                                   : 1;
-    const int distant = !alone && size_of(job) > DISTANT;
-    const int share = n > FEW && n * T_SIZE % LINE == 0 && (last - first) * n * T_SIZE <= ROOM;
+    const int most = !BYTES ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : in_turn || (!far && bytes < APART) ? 4 : 1;
+    const int share = n > FEW && bytes % LINE == 0 && (last - first) * bytes <= ROOM;
+    const int ahead = far && n <= FEW && most * bytes <= FETCHED;
     Seam seam;
     seam.open = 0;
     while (first < last) {
         const ptrdiff_t inner = lnorm_walk_left(walk), left = inner < last - first ? inner : last - first;
         const int rows = left >= most ? most : most > 4 && left >= 4 ? 4 : 1;
-        const int done = rows == 16  ? forward_rows(walk, first, width, 16, 0, distant, &seam)
-                         : rows == 8 ? forward_rows(walk, first, width, 8, 0, distant, &seam)
-                         : rows == 4 ? forward_rows(walk, first, width, 4, share, distant, &seam)
-                                     : forward_rows(walk, first, width, 1, 0, distant, &seam);
+        ptrdiff_t done = rows == 16  ? forward_sixteens(walk, first, left, width, share, ahead, &seam)
+                         : rows == 8 ? forward_eights(walk, first, left, width, share, ahead, &seam)
+                         : rows == 4 ? forward_fours(walk, first, left, width, share, ahead, &seam)
+                                     : forward_singly(walk, first, left, width, share, ahead, &seam);
+        if (!done && rows > 1) /* one of them is special */
+            done = forward_singly(walk, first, rows, width, share, ahead, &seam);
         if (done)
-            lnorm_walk_on(walk, rows);
+            lnorm_walk_on(walk, done);
         else
-            forward_one_by_one(walk, first, first + rows);
-        first += rows;
+            forward_one_by_one(walk, first, first + 1);
+        first += done ? done : 1;
     }
     close_seam(&seam);
 }
@@ -407,7 +422,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if ((!job->stream || job->n <= FEW || is_alone(job)) && lie_alike(job))
+        if (lie_alike(job))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);

@@ -37,17 +37,14 @@ enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 
 /* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: sixteen of at most LANES
-   elements, eight of at most FEW, four of at most TOGETHER, beyond which they leave the first-level cache; else one.
-   Without registers, one. */
+   elements, eight of at most FEW; four, as long as they are near and their lines do not push each other out of the first-level
+   cache, as those a page apart do; else one, whose next a processor fetches by itself. Without registers, one. */
 #define ROWS 16
 #define FEW 256
-#define TOGETHER 2048
-#define ROOM (1 << 20)           /* bytes of x that find room in the second level, beside as many of y */
-#define DISTANT (4 * ROOM)       /* bytes of x from which on a processor may be slow to fetch rows by itself */
-#define FAR_AWAY (28 * ROOM)     /* bytes of x that few caches hold: from memory it does better by itself, */
-#define FAR_IN_PLACE (12 * ROOM) /* also these, where a result takes their place, */
-#define ALONE 384                /* if a row has as many elements: the trees of shorter ones hide behind nothing. */
-#define IN_TURN (7 << 10) /* Four rows of so many bytes are written in turn, because scale and offset are as long: */
+#define APART (1 << 12)
+#define ROOM (1 << 20)     /* bytes of x that find room in the second level, beside as many of y */
+#define DISTANT (4 * ROOM) /* bytes of x from which on rows are not near */
+#define IN_TURN (7 << 10)  /* Four rows of so many bytes are written in turn, because scale and offset are as long: */
 #define IN_TURN_MOST (ROOM / 4)     /* they come from the second level once for all, which holds the rows */
 #define GROUP (W > ROWS ? W : ROWS) /* rows of one Stats: those, or a register full of columns */
 

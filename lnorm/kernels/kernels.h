@@ -46,6 +46,7 @@ typedef struct {
     ptrdiff_t outer_shape[LNORM_MAXDIMS]; /* observations, in C order */
     ptrdiff_t inner_shape[LNORM_MAXDIMS]; /* the elements of a row, in C order */
     ptrdiff_t n;                          /* elements in a row */
+    ptrdiff_t size;                       /* bytes of x, all of it */
     double epsilon;
     double *mean, *rstd; /* per observation: forward writes them, backward reads them; or NULL */
     int columns;         /* one inner dimension, and observations stand side by side; their parameters are the same */

@@ -131,12 +131,3 @@ INLINE ptrdiff_t block_width(const lnorm_job *job)
             return LNORM_BLOCK;
     return job->n;
 }
-
-/* The bytes of an operand. */
-INLINE ptrdiff_t size_of(const lnorm_job *job)
-{
-    ptrdiff_t size = job->n * T_SIZE;
-    for (int d = 0; d < job->outer_ndim; d++)
-        size *= job->outer_shape[d];
-    return size;
-}

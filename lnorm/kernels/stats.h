@@ -108,7 +108,8 @@ INLINE void means_of_first(T *center, const T *const *x, ptrdiff_t n, int rows)
     }
     fold_rows(sum, total, rows);
     for (int i = 0; i < rows; i += DW)
-        store_narrow(center + i, *(const D *)(sum + i) / (double)(n < CENTER ? n : CENTER));
+        store_narrow(center + i,
+                     n < CENTER ? *(const D *)(sum + i) / (double)n : *(const D *)(sum + i) * (1.0 / CENTER));
 }
 
 INLINE void add_squares(V *sum_d, V *sum_d2, const T *x, V k, int rows)
@@ -398,20 +399,51 @@ INLINE void add_to_stats(Progress *progress, int i, RowSums *sums, const T *x, p
     }
 }
 
-/* A whole row whose elements stand side by side. */
-INLINE void add_row_to_stats(Progress *progress, int i, const T *x, ptrdiff_t n)
+static NOINLINE void sum_segments(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T center)
 {
     RowSums sums;
     ptrdiff_t b = 0;
     do {
-        add_to_stats(progress, i, &sums, x + b, b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, n);
-        b += LNORM_BLOCK;
+        const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
+        Lanes lanes;
+        add_up(&lanes, x + b, m, center);
+        add_to_row(&sums, &lanes, b, b + m, n);
+        b += m;
     } while (b < n);
+    *total_d = total_of(&sums_of_row(&sums, n)->d);
+    *total_d2 = total_of(&sums_of_row(&sums, n)->d2);
 }
 
-static NOINLINE void add_long_row_to_stats(Progress *progress, int i, const T *x, ptrdiff_t n)
+/* The sums of a whole row whose elements stand side by side. Those of one segment stay in registers, and so do the totals,
+   whose addresses no other function is given. */
+INLINE void sum_row(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T center)
 {
-    add_row_to_stats(progress, i, x, n);
+#if T_SIZE == 4
+    if (is_short(n)) {
+        add_up_short(total_d, total_d2, x, n);
+        return;
+    }
+#endif
+    if (n > LNORM_SEGMENT) {
+        Total d, d2;
+        sum_segments(&d, &d2, x, n, center);
+        *total_d = d;
+        *total_d2 = d2;
+        return;
+    }
+    Sums sums;
+    ptrdiff_t b = 0;
+    do {
+        Lanes lanes;
+        add_up(&lanes, x + b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, center);
+        if (b == 0)
+            empty_lanes(&sums, &lanes, 1);
+        else
+            empty_lanes(&sums, &lanes, 0);
+        b += LNORM_BLOCK;
+    } while (b < n);
+    *total_d = total_of(&sums.d);
+    *total_d2 = total_of(&sums.d2);
 }
 
 INLINE int64_t settle_rows(Stats *s, const Progress *progress, ptrdiff_t n, double epsilon, int rows)

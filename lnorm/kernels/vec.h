@@ -265,6 +265,28 @@ INLINE D fold_pair(D a, D b, int h)
 #endif
 }
 
+/* The same for one register: the first of each 2h lanes, plus the other h. */
+INLINE D fold_one(D a, int h)
+{
+#if BYTES == 64
+    if (h == 4)
+        return a + SHUFFLE(a, a, 4, 5, 6, 7, 0, 1, 2, 3);
+    if (h == 2)
+        return a + SHUFFLE(a, a, 2, 3, 0, 1, 6, 7, 4, 5);
+    return a + SHUFFLE(a, a, 1, 0, 3, 2, 5, 4, 7, 6);
+#elif BYTES == 32
+    if (h == 2)
+        return a + SHUFFLE(a, a, 2, 3, 0, 1);
+    return a + SHUFFLE(a, a, 1, 0, 3, 2);
+#elif BYTES == 16
+    (void)h;
+    return a + SHUFFLE(a, a, 1, 0);
+#else
+    (void)h;
+    return a; /* never, as above */
+#endif
+}
+
 /* The trees of one row or several at once: of a power of two, or a multiple of DW. sum takes DW doubles at a time. */
 INLINE void fold_rows(double *sum, const D *lanes, int rows)
 {
@@ -278,7 +300,7 @@ INLINE void fold_rows(double *sum, const D *lanes, int rows)
             if (2 * i + 1 < together * 2 * h / DW)
                 t[i] = fold_pair(t[2 * i], t[2 * i + 1], h);
             else if (i == 0)
-                t[0] = fold_pair(t[0], t[0], h);
+                t[0] = rows == 1 ? fold_one(t[0], h) : fold_pair(t[0], t[0], h);
         }
         *(D *)(sum + r) = t[0];
     }

@@ -16,9 +16,9 @@ static inline void lnorm_walk_to(lnorm_walk *walk, const lnorm_job *job, ptrdiff
     for (int k = 0; k < LNORM_OPERANDS; k++)
         walk->at[k] = job->op[k].data;
     for (int d = job->outer_ndim - 1; d >= 0; d--) {
-        walk->index[d] = observation % job->outer_shape[d];
-        observation /= job->outer_shape[d];
-        for (int k = 0; k < LNORM_OPERANDS; k++)
+        walk->index[d] = observation ? observation % job->outer_shape[d] : 0;
+        observation = observation ? observation / job->outer_shape[d] : 0;
+        for (int k = 0; k < LNORM_OPERANDS && walk->index[d]; k++)
             walk->at[k] += walk->index[d] * job->op[k].outer[d];
     }
 }

@@ -83,6 +83,7 @@ static lnorm_job job_of(const Case *c, double *mean, double *rstd)
 {
     lnorm_job job = {
         .outer_ndim = 1, .inner_ndim = 1, .n = (ptrdiff_t)c->n, .epsilon = c->epsilon, .mean = mean, .rstd = rstd};
+    job.size = c->m % 2 ? 1 << 30 : (ptrdiff_t)(c->m * c->n * (c->wide ? 8 : 4)); /* also as if no cache held them */
     job.outer_shape[0] = (ptrdiff_t)c->m;
     job.inner_shape[0] = (ptrdiff_t)c->n;
     operand(&job, LNORM_X, c, c->x, 0);

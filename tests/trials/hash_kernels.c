@@ -75,6 +75,7 @@ static void *room(size_t bytes) { return aligned_alloc(64, (bytes + 127) / 64 * 
         job->outer_ndim = job->inner_ndim = 1;                                                                  \
         job->outer_shape[0] = rows;                                                                             \
         job->inner_shape[0] = job->n = n;                                                                       \
+        job->size = stream ? 1 << 30 : all * size;                                                              \
         job->epsilon = 1e-5;                                                                                    \
         job->stream = stream;                                                                                   \
         void *data[LNORM_OPERANDS] = {x, scale, offset, y, NULL};                                               \
