@@ -311,10 +311,11 @@ cdef enum:
     STREAM_SWEPT_BYTES = 1 << 7  # but for whole lines in the backward pass, where four rows wait at once
 
 
-cdef inline bint streams(const lnorm_job *job, ptrdiff_t bytes, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
-    """Whether the result of a job that reads and writes so many bytes goes around the caches; of rows that stand end to end,
-    also when they have as many bytes as the shortest."""
+cdef inline bint streams(const lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
+    """Whether the result of a job that reads and writes so many arrays as large as x goes around the caches; of rows that stand
+    end to end, also when they have as many bytes as the shortest."""
     cdef int last = job.outer_ndim - 1
+    cdef ptrdiff_t bytes = arrays * job.size
     cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
     if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:
         return bytes > STREAM_BYTES
@@ -570,10 +571,9 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
     fill_job(&job, [x, scale, offset, y], order, core, None)
     job.epsilon = epsilon
     if mean is not None:
-        job.mean = <double *>cnp.PyArray_DATA(mean)
-        job.rstd = <double *>cnp.PyArray_DATA(rstd)
+        set_statistics(&job, mean, rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = streams(&job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES)
+        job.stream = streams(&job, 2, cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES)
     if copied:
         cnp.PyArray_CopyInto(y, source)
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
@@ -761,10 +761,8 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     fill_job(&job, [x, scale, dy, dx], order, core, grad_strides)
     job.epsilon = epsilon
     if mean is not None:
-        job.mean = <double *>cnp.PyArray_DATA(mean)
-        job.rstd = <double *>cnp.PyArray_DATA(rstd)
-    job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x),
-                         STREAM_ROW_BYTES if dscale is None else STREAM_SWEPT_BYTES)
+        set_statistics(&job, mean, rstd)
+    job.stream = streams(&job, 3, cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES if dscale is None else STREAM_SWEPT_BYTES)
     run_backward(&job, cnp.PyArray_TYPE(x), cnp.PyArray_SIZE(x) // job.n, groups, grad_size,
                  NULL if dscale is None else cnp.PyArray_DATA(dscale),
                  NULL if doffset is None else cnp.PyArray_DATA(doffset))
@@ -787,16 +785,20 @@ def set_planning(forward, backward):
     plan_forward, plan_backward = forward, backward
 
 
+# From here to the end of the fast path, an object that is known to be an array is cast: asked whether it is one, as Cython
+# does otherwise at each use, it costs a tenth of a small call.
 cdef inline bint is_plain(object a, int typenum) noexcept:
     """An ndarray proper, C-contiguous, aligned, in native byte order."""
-    return cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(a) == typenum and cnp.PyArray_ISCARRAY_RO(a)
+    return (cnp.PyArray_CheckExact(a) and cnp.PyArray_TYPE(<cnp.ndarray>a) == typenum and
+            cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>a))
 
 
 cdef inline bint is_row(object a, int typenum, ptrdiff_t n) noexcept:
-    return a is None or (is_plain(a, typenum) and cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == n)
+    return a is None or (is_plain(a, typenum) and cnp.PyArray_NDIM(<cnp.ndarray>a) == 1 and
+                         cnp.PyArray_DIM(<cnp.ndarray>a, 0) == n)
 
 
-cdef inline bint apart(object a, object b) noexcept:
+cdef inline bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
     """No byte of a is one of b's; both plain, a may be None."""
     if a is None:
         return True
@@ -805,7 +807,7 @@ cdef inline bint apart(object a, object b) noexcept:
     return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
 
 
-cdef inline bint same_shape(object a, object b) noexcept:
+cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
     cdef int d
     if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
         return False
@@ -822,44 +824,51 @@ cdef inline bint is_last(object axis, int ndim) noexcept:
     return not overflow and (value == -1 or value == ndim - 1)
 
 
-cdef inline bint is_plain_input(object x, object axis, object epsilon) noexcept:
+cdef inline bint is_rows(cnp.ndarray x, object axis) noexcept:
     """float32 or float64, not empty, to be normalized over its last axis."""
     return (
-        cnp.PyArray_CheckExact(x)
-        and (cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64)
+        (cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64)
         and cnp.PyArray_ISCARRAY_RO(x)
         and cnp.PyArray_NDIM(x) >= 1
         and cnp.PyArray_SIZE(x) > 0
-        and type(axis) is int
         and is_last(axis, cnp.PyArray_NDIM(x))
+    )
+
+
+cdef inline bint is_plain_input(object x, object axis, object epsilon) noexcept:
+    """The same of anything, with a good epsilon."""
+    return (
+        cnp.PyArray_CheckExact(x)
+        and type(axis) is int
         and type(epsilon) is float
         and <double>epsilon >= 0
         and isfinite(<double>epsilon)
+        and is_rows(<cnp.ndarray>x, axis)
     )
 
 
-cdef inline bint is_plain_output(object out, object x) noexcept:
+cdef inline bint is_plain_output(object out, cnp.ndarray x) noexcept:
     """None, or an array of x's kind that is x or has no byte of it."""
     return out is None or (
         is_plain(out, cnp.PyArray_TYPE(x))
-        and cnp.PyArray_ISWRITEABLE(out)
-        and same_shape(out, x)
-        and (cnp.PyArray_DATA(out) == cnp.PyArray_DATA(x) or apart(x, out))
+        and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out)
+        and same_shape(<cnp.ndarray>out, x)
+        and (cnp.PyArray_DATA(<cnp.ndarray>out) == cnp.PyArray_DATA(x) or apart(x, <cnp.ndarray>out))
     )
 
 
-cdef inline bint is_statistic(object a, object x) noexcept:
+cdef inline bint is_statistic(object a, cnp.ndarray x) noexcept:
     """A float64 for each row of x, with the last axis kept as 1."""
     cdef int d, last = cnp.PyArray_NDIM(x) - 1
-    if not is_plain(a, cnp.NPY_FLOAT64) or cnp.PyArray_NDIM(a) != last + 1 or cnp.PyArray_DIM(a, last) != 1:
+    if not is_plain(a, cnp.NPY_FLOAT64) or cnp.PyArray_NDIM(<cnp.ndarray>a) != last + 1:
         return False
     for d in range(last):
-        if cnp.PyArray_DIM(a, d) != cnp.PyArray_DIM(x, d):
+        if cnp.PyArray_DIM(<cnp.ndarray>a, d) != cnp.PyArray_DIM(x, d):
             return False
-    return True
+    return cnp.PyArray_DIM(<cnp.ndarray>a, last) == 1
 
 
-cdef inline object empty_statistic(object x):
+cdef inline cnp.ndarray empty_statistic(cnp.ndarray x):
     """The same, not filled."""
     cdef cnp.npy_intp shape[64]
     cdef int d, last = cnp.PyArray_NDIM(x) - 1
@@ -869,18 +878,29 @@ cdef inline object empty_statistic(object x):
     return cnp.PyArray_EMPTY(last + 1, shape, cnp.NPY_FLOAT64, 0)
 
 
-cdef inline void set_plain(lnorm_job *job, object x, double epsilon) noexcept:
+cdef inline cnp.ndarray empty_like(cnp.ndarray x):
+    """A new result, not filled."""
+    cdef cnp.ndarray out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+    map_pages(out)
+    return out
+
+
+cdef inline void set_statistics(lnorm_job *job, cnp.ndarray mean, cnp.ndarray rstd) noexcept:
+    job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)
+
+
+cdef inline void set_plain(lnorm_job *job, cnp.ndarray x, double epsilon) noexcept:
     """A job over the rows of a plain x; the operands' rows are still to be set."""
     job.outer_ndim = job.inner_ndim = 1
     job.n = job.inner_shape[0] = cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
-    job.outer_shape[0] = cnp.PyArray_SIZE(x) // job.n
     job.size = cnp.PyArray_NBYTES(x)
+    job.outer_shape[0] = job.size // (job.n * cnp.PyArray_ITEMSIZE(x))
     job.epsilon = epsilon
     job.mean = job.rstd = NULL
     job.columns = False
 
 
-cdef inline void set_operand(lnorm_job *job, int k, object a, int typenum, bint shared) noexcept:
+cdef inline void set_operand(lnorm_job *job, int k, cnp.ndarray a, int typenum, bint shared) noexcept:
     """Operand k is a plain array: rows side by side or, shared, one row for all. None: ones or zeros."""
     cdef ptrdiff_t size = 4 if typenum == cnp.NPY_FLOAT32 else 8
     if a is None:
@@ -972,28 +992,28 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
     cdef lnorm_fpenv host
     # No foreign code runs between a check and the kernel: not even return_stats.__bool__.
     if type(return_stats) is bool and is_plain_input(x, axis, epsilon):
-        typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
+        typenum = cnp.PyArray_TYPE(<cnp.ndarray>x)
+        n = cnp.PyArray_DIM(<cnp.ndarray>x, cnp.PyArray_NDIM(<cnp.ndarray>x) - 1)
         if (
             is_row(scale, typenum, n)
             and is_row(offset, typenum, n)
-            and is_plain_output(out, x)
-            and (out is None or (apart(scale, out) and apart(offset, out)))
+            and is_plain_output(out, <cnp.ndarray>x)
+            and (out is None or (apart(<cnp.ndarray>scale, <cnp.ndarray>out) and
+                                 apart(<cnp.ndarray>offset, <cnp.ndarray>out)))
         ):
             if out is None:
-                out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
-                map_pages(out)
-            set_plain(&job, x, epsilon)
-            set_operand(&job, LNORM_X, x, typenum, False)
-            set_operand(&job, LNORM_SCALE, scale, typenum, True)
-            set_operand(&job, LNORM_OFFSET, offset, typenum, True)
-            set_operand(&job, LNORM_Y, out, typenum, False)
+                out = empty_like(<cnp.ndarray>x)
+            set_plain(&job, <cnp.ndarray>x, epsilon)
+            set_operand(&job, LNORM_X, <cnp.ndarray>x, typenum, False)
+            set_operand(&job, LNORM_SCALE, <cnp.ndarray>scale, typenum, True)
+            set_operand(&job, LNORM_OFFSET, <cnp.ndarray>offset, typenum, True)
+            set_operand(&job, LNORM_Y, <cnp.ndarray>out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 0)
-            job.stream = cnp.PyArray_DATA(out) != cnp.PyArray_DATA(x) and streams(
-                &job, 2 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES
-            )
+            job.stream = job.op[<int>LNORM_Y].data != job.op[<int>LNORM_X].data and streams(
+                &job, 2, job.op[<int>LNORM_X].inner[0], STREAM_ROW_BYTES)
             if return_stats:
-                mean, rstd = empty_statistic(x), empty_statistic(x)
-                job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)
+                mean, rstd = empty_statistic(<cnp.ndarray>x), empty_statistic(<cnp.ndarray>x)
+                set_statistics(&job, <cnp.ndarray>mean, <cnp.ndarray>rstd)
             run_forward(&job, kernels_of(typenum), job.outer_shape[0])
             return (out, mean, rstd) if return_stats else out
     host = lnorm_fp_enter()  # NumPy's casts, too, give the same bits
@@ -1072,34 +1092,39 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
     cdef lnorm_job job
     cdef lnorm_fpenv host
     if is_plain_input(x, axis, epsilon) and type(param_grads) is bool:
-        typenum, n = cnp.PyArray_TYPE(x), cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1)
+        typenum = cnp.PyArray_TYPE(<cnp.ndarray>x)
+        n = cnp.PyArray_DIM(<cnp.ndarray>x, cnp.PyArray_NDIM(<cnp.ndarray>x) - 1)
         if (
             is_row(scale, typenum, n)
             and is_plain(dy, typenum)
-            and same_shape(dy, x)
-            and ((mean is None and rstd is None) or (is_statistic(mean, x) and is_statistic(rstd, x)))
-            and is_plain_output(out, x)
-            and (out is None or (is_plain_output(out, dy) and apart(scale, out) and apart(mean, out) and apart(rstd, out)))
+            and same_shape(<cnp.ndarray>dy, <cnp.ndarray>x)
+            and ((mean is None and rstd is None) or
+                 (is_statistic(mean, <cnp.ndarray>x) and is_statistic(rstd, <cnp.ndarray>x)))
+            and is_plain_output(out, <cnp.ndarray>x)
+            and (out is None or (is_plain_output(out, <cnp.ndarray>dy) and
+                                 apart(<cnp.ndarray>scale, <cnp.ndarray>out) and
+                                 apart(<cnp.ndarray>mean, <cnp.ndarray>out) and
+                                 apart(<cnp.ndarray>rstd, <cnp.ndarray>out)))
         ):
             if out is None:
-                out = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), typenum, 0)
-                map_pages(out)
-            set_plain(&job, x, epsilon)
+                out = empty_like(<cnp.ndarray>x)
+            set_plain(&job, <cnp.ndarray>x, epsilon)
             if mean is not None:
-                job.mean, job.rstd = <double *>cnp.PyArray_DATA(mean), <double *>cnp.PyArray_DATA(rstd)
-            set_operand(&job, LNORM_X, x, typenum, False)
-            set_operand(&job, LNORM_SCALE, scale, typenum, True)
-            set_operand(&job, LNORM_DY, dy, typenum, False)
-            set_operand(&job, LNORM_DX, out, typenum, False)
+                set_statistics(&job, <cnp.ndarray>mean, <cnp.ndarray>rstd)
+            set_operand(&job, LNORM_X, <cnp.ndarray>x, typenum, False)
+            set_operand(&job, LNORM_SCALE, <cnp.ndarray>scale, typenum, True)
+            set_operand(&job, LNORM_DY, <cnp.ndarray>dy, typenum, False)
+            set_operand(&job, LNORM_DX, <cnp.ndarray>out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 1)
-            job.stream = streams(&job, 3 * cnp.PyArray_NBYTES(x), cnp.PyArray_ITEMSIZE(x),
+            job.stream = streams(&job, 3, job.op[<int>LNORM_X].inner[0],
                                  STREAM_SWEPT_BYTES if param_grads else STREAM_ROW_BYTES)
             if not param_grads:
                 run_backward(&job, typenum, job.outer_shape[0], 1, n, NULL, NULL)
                 return out, None, None
             dscale = cnp.PyArray_EMPTY(1, &n, typenum, 0)
             doffset = cnp.PyArray_EMPTY(1, &n, typenum, 0)
-            run_backward(&job, typenum, job.outer_shape[0], 1, n, cnp.PyArray_DATA(dscale), cnp.PyArray_DATA(doffset))
+            run_backward(&job, typenum, job.outer_shape[0], 1, n, cnp.PyArray_DATA(<cnp.ndarray>dscale),
+                         cnp.PyArray_DATA(<cnp.ndarray>doffset))
             return out, dscale, doffset
     host = lnorm_fp_enter()
     try:
