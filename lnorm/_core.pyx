@@ -79,7 +79,6 @@ cdef extern from "kernels/kernels.h" nogil:
     enum:
         LNORM_MAXDIMS
         LNORM_BLOCK
-        LNORM_BATCH
         LNORM_STRIP
         LNORM_SEGMENT
         LNORM_SUMS_BYTES
@@ -589,9 +588,8 @@ cdef enum:
     BLOCK_ROWS = 64
     CHUNK = 1 << 13
     PARTIAL_DOUBLES = 1 << 19
-    BATCH_ROWS = 64          # between the two sweeps of a block, at most, and LNORM_BATCH elements,
-    BATCH_BYTES = 1 << 17    # or bytes, from memory: in the second-level cache, so that a sweep reads memory or writes it
-    FAR_BYTES = 1 << 23      # of x, from which on that pays
+    BATCH_ROWS = 64          # between the two sweeps of a block, at most,
+    BATCH_BYTES = 1 << 17    # and bytes of x: in the second-level cache, so that a sweep reads what is farther or writes it
 
 cdef struct Plan:
     const lnorm_job *job
@@ -685,7 +683,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     cdef void *memory = NULL
     cdef double *partials = NULL
     cdef double *total = NULL
-    cdef bint wide = job.n > 2 * CHUNK, far
+    cdef bint wide = job.n > 2 * CHUNK
     cdef lnorm_fpenv host = lnorm_fp_enter()
     plan.job = job
     plan.kernels = kernels_of(typenum)
@@ -701,8 +699,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
     else:
         plan.plane = plan.group
         plan.unit = BLOCK_ROWS
-        far = job.stream and observations * job.n * itemsize > FAR_BYTES
-        plan.batch = min(BATCH_ROWS, max(4, (BATCH_BYTES // itemsize if far else <int>LNORM_BATCH) // job.n // 4 * 4))
+        plan.batch = min(BATCH_ROWS, max(4, BATCH_BYTES // itemsize // job.n // 4 * 4))
     plan.units = (plan.plane + plan.unit - 1) // plan.unit
     count = plan.group // plan.plane * plan.units
     plan.block = (count + plan.blocks - 1) // plan.blocks

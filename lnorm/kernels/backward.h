@@ -112,23 +112,23 @@ INLINE int is_plain(const lnorm_job *job)
            (job->op[LNORM_SCALE].contiguous || job->op[LNORM_SCALE].block);
 }
 
-/* Whether so many rows are swept four at a time: they and their elements stand side by side in the same way in all operands,
-   and streamed, they are short or few enough to be in the first-level cache, and each begins at the same place of a line. What is
-   farther away is written row by row. */
-INLINE int lie_together(const lnorm_job *job, ptrdiff_t rows)
+/* Whether rows are swept four at a time: they and their elements stand side by side in the same way in all operands, and
+   streamed, they are short, and each begins at the same place of a line. Longer ones are written row by row. */
+INLINE int lie_together(const lnorm_job *job)
 {
     const int last = job->outer_ndim - 1;
     const ptrdiff_t step = last < 0 ? 0 : job->op[LNORM_DX].outer[last];
-    if (job->stream && (step % LINE || (job->n > SHORT && rows * job->n > LNORM_BATCH)))
+    if (job->stream && (step % LINE || job->n > SHORT))
         return 0;
     return last >= 0 && is_plain(job) && job->op[LNORM_X].outer[last] == step && job->op[LNORM_DY].outer[last] == step;
 }
 
-/* Bytes to the rows that are summed after these, where those are fetched: x while these are summed, dy while they are swept
-   together. All at once is more than a processor keeps on the way. */
+/* Bytes to the rows that are summed after these, where those are short and far: x is fetched while these are summed, dy while
+   they are swept together. All at once is more than a processor keeps on the way. */
 INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
 {
-    return lie_together(job, rows) && job->size > DISTANT ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
+    const int fetched = lie_together(job) && job->n <= SHORT && job->size > DISTANT;
+    return fetched ? rows * job->op[LNORM_X].outer[job->outer_ndim - 1] : 0;
 }
 
 /* The sums of a row in blocks, wherever its elements are. */
@@ -255,7 +255,7 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     const int brief = is_plain(job) && job->n <= LNORM_BLOCK;
     const ptrdiff_t ahead = to_next_batch(job, last - first);
     /* the lines that they share with others are written through the caches */
-    if (job->stream && lie_together(job, last - first)) {
+    if (job->stream && lie_together(job)) {
         PREFETCH_TO_WRITE(walk.at[LNORM_DX]);
         PREFETCH_TO_WRITE(walk.at[LNORM_DX] + (last - first) * job->op[LNORM_DX].outer[job->outer_ndim - 1]);
     }
@@ -515,7 +515,7 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
                                 ptrdiff_t end, double *dscale, double *doffset)
 {
     const lnorm_job *job = at->job;
-    const int together = dscale && end - begin >= NARROW && lie_together(job, last - first);
+    const int together = dscale && end - begin >= NARROW && lie_together(job);
     const ptrdiff_t ahead = to_next_batch(job, last - first);
     lnorm_walk walk = *at;
     View vx[4], vdy[4], vdx, vscale;

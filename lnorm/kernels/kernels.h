@@ -11,9 +11,6 @@ enum { LNORM_MAXDIMS = 64 }; /* NumPy's own limit */
    block, so no call needs scratch of the row's length. */
 enum { LNORM_BLOCK = 512 };
 
-/* Elements of the rows that are summed, then swept: the backward pass takes as many rows at a time, or more from memory. */
-enum { LNORM_BATCH = 1 << 12 };
-
 /* The sums of a long row are taken segment by segment, which threads can share; see stats.h. Room for those of one. */
 enum { LNORM_SEGMENT = 128 * LNORM_BLOCK, LNORM_SUMS_BYTES = 1024 };
 
