@@ -135,6 +135,7 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
     Stats s;
     for (int i = 0; i < rows; i++)
         x[i] = first + i * x_step;
+    KNOWN(n <= (rows == 16 ? LANES : rows == 8 ? FEW : n));
     begin_stats(&progress, x, n, rows);
     for (int i = 0; i < rows; i++) {
         if (ahead)
@@ -186,15 +187,16 @@ INLINE ptrdiff_t forward_run(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left
     return done;
 }
 
-#define RUN_OF(name, rows)                                                                                          \
-    static NOINLINE ptrdiff_t name(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left, ptrdiff_t width, int share, \
-                                   int ahead, Seam *seam)                                                           \
-    {                                                                                                               \
-        return forward_run(walk, i, left, width, rows, rows == 4 && share, rows == 8 && ahead, seam);               \
+#define RUN_OF(name, rows)                                                                                           \
+    static NOINLINE ptrdiff_t name(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left, ptrdiff_t width, int share,  \
+                                   int ahead, Seam *seam)                                                            \
+    {                                                                                                                \
+        return forward_run(walk, i, left, width, rows, (rows == 4 || rows == 2) && share, rows == 8 && ahead, seam); \
     }
 RUN_OF(forward_sixteens, 16)
 RUN_OF(forward_eights, 8)
 RUN_OF(forward_fours, 4)
+RUN_OF(forward_twos, 2)
 RUN_OF(forward_singly, 1)
 #undef RUN_OF
 
@@ -309,10 +311,15 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     const lnorm_job *job = walk->job;
     const ptrdiff_t n = job->n, bytes = n * T_SIZE;
     const int bare = job->op[LNORM_SCALE].block && job->op[LNORM_OFFSET].block, far = job->size > DISTANT;
+    const int share = n > FEW && bytes % LINE == 0 && !job->stream;
     const int in_turn = job->stream && !bare && IN_TURN <= bytes && bytes <= IN_TURN_MOST;
     const ptrdiff_t width = in_turn ? LNORM_BLOCK : block_width(job);
-    const int most = !BYTES ? 1 : n <= LANES ? 16 : n <= FEW ? 8 : in_turn || (!far && bytes < APART) ? 4 : 1;
-    const int share = n > FEW && bytes % LINE == 0 && (last - first) * bytes <= ROOM;
+    const int most = !BYTES                               ? 1
+                     : n <= LANES                         ? 16
+                     : n <= FEW                           ? 8
+                     : in_turn || (bytes < APART && !far) ? 4
+                     : share && bytes < 2 * APART         ? 2
+                                                          : 1;
     const int ahead = far && n <= FEW && most * bytes <= FETCHED;
     Seam seam;
     seam.open = 0;
@@ -322,6 +329,7 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
         ptrdiff_t done = rows == 16  ? forward_sixteens(walk, first, left, width, share, ahead, &seam)
                          : rows == 8 ? forward_eights(walk, first, left, width, share, ahead, &seam)
                          : rows == 4 ? forward_fours(walk, first, left, width, share, ahead, &seam)
+                         : rows == 2 ? forward_twos(walk, first, left, width, share, ahead, &seam)
                                      : forward_singly(walk, first, left, width, share, ahead, &seam);
         if (!done && rows > 1) /* one of them is special */
             done = forward_singly(walk, first, rows, width, share, ahead, &seam);
@@ -422,7 +430,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if (lie_alike(job))
+        if (lie_alike(job) && !(job->stream && FEW < job->n && job->n < ALONE))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);

@@ -15,11 +15,13 @@
 #define NOINLINE __attribute__((noinline))
 #define PREFETCH(p) __builtin_prefetch(p, 0, 3)
 #define PREFETCH_TO_WRITE(p) __builtin_prefetch(p, 1, 2)
+#define KNOWN(condition) ((condition) ? (void)0 : __builtin_unreachable()) /* though the compiler cannot see it */
 #else
 #define INLINE static inline
 #define NOINLINE
 #define PREFETCH(p) (void)(p)
 #define PREFETCH_TO_WRITE(p) (void)(p)
+#define KNOWN(condition) (void)(condition)
 #endif
 
 /* Lanes of a row's sums: wide enough for four registers of AVX2 or two of AVX-512, and short rows still fill them. The
@@ -37,11 +39,13 @@ enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 
 /* Rows taken together, whose lane trees, divisions and roots cost little more than those of one: sixteen of at most LANES
-   elements, eight of at most FEW; four, as long as they are near and their lines do not push each other out of the first-level
-   cache, as those a page apart do; else one, whose next a processor fetches by itself. Without registers, one. */
+   elements, eight of at most FEW; four of less than APART bytes, beyond which their lines push each other out of the first-level
+   cache, while they are near; two, if they share registers of scale and offset; else one, whose next a processor fetches by
+   itself. Without registers, one. */
 #define ROWS 16
 #define FEW 256
 #define APART (1 << 12)
+#define ALONE 384          /* Shorter rows to memory are written while the next is summed. */
 #define ROOM (1 << 20)     /* bytes of x that find room in the second level, beside as many of y */
 #define DISTANT (4 * ROOM) /* bytes of x from which on rows are not near */
 #define IN_TURN (7 << 10)  /* Four rows of so many bytes are written in turn, because scale and offset are as long: */

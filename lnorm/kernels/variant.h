@@ -72,6 +72,7 @@
 #define forward_singly NAME(forward_singly)
 #define forward_sixteens NAME(forward_sixteens)
 #define forward_strip NAME(forward_strip)
+#define forward_twos NAME(forward_twos)
 #define forward_together NAME(forward_together)
 #define gather NAME(gather)
 #define get NAME(get)
