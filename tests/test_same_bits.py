@@ -330,6 +330,33 @@ def test_what_is_written_around_the_caches_may_begin_and_end_within_a_line(n, me
     assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all()
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("megabytes", [0.1, 5])
+@pytest.mark.parametrize("begin", [0, 4, 13])
+@pytest.mark.parametrize("n", [31, 64, 300, 512, 771, 1008, 1024, 1536, 2047, 2048, 2500])
+def test_rows_in_caches_are_alone_in_twos_fours_or_more_and_special_ones_among_them(
+    n, begin, megabytes, in_place, dtype
+):
+    """How many are taken together depends on their width and on how far they are; a special one is taken alone."""
+    rows = max(16, int(megabytes * 2**20 / (n * np.dtype(dtype).itemsize)) // 4 * 4) + 3
+    rng = rng_for("together", n)
+    buffer = np.full(rows * n + 64, 7, dtype)
+    y = buffer[begin : begin + rows * n].reshape(rows, n)
+    x = rng.standard_normal((rows, n), np.float32).astype(dtype)
+    special = [0, 1, rows // 2, rows // 2 + 1, rows // 2 + 6, rows - 6, rows - 1]
+    x[special[0], n // 2] = np.nan
+    x[special[1::2]] *= np.finfo(dtype).max / 8
+    x[special[2::2], n // 2 :] += 1000
+    scale, offset = rng.standard_normal((2, n)).astype(dtype)
+    if in_place:
+        y[:] = x
+    _, mean, rstd = lnorm.layer_norm(y if in_place else x, scale, offset, out=y, return_stats=True)
+    for i in sorted({*special, *range(2, rows, 53), rows - 3, rows - 2}):
+        alone = lnorm.layer_norm(x[i], scale, offset, return_stats=True)
+        assert bits(y[i], mean[i], rstd[i]) == bits(*alone)
+    assert (buffer[:begin] == 7).all() and (buffer[begin + x.size :] == 7).all()
+
+
 @pytest.mark.parametrize("special", ["plain", "nan", "huge", "constant", "far"])
 @pytest.mark.parametrize("n", [65_537, 400_003])
 def test_threads_that_share_a_row_leave_its_bits_alone(special, n, dtype):
