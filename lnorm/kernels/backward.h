@@ -339,6 +339,10 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, Seam *seam,
     const V mean_g = SPLAT(line->mean_g), mean_gx = SPLAT(line->mean_gx);
     const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(line->dx, LINE) : 0;
     const ptrdiff_t rest = (m - begin) % NARROW, end = m - rest;
+    const T *x = line->x, *dy = line->dy, *dx = line->dx;
+    const uintptr_t up = behind(x, dx) < behind(dy, dx) ? behind(x, dx) : behind(dy, dx);
+    const uintptr_t down = behind(dx, x) < behind(dx, dy) ? behind(dx, x) : behind(dx, dy);
+    const ptrdiff_t step = up < down ? -W : W; /* so that no load is a little behind of the last stores */
     T head[NARROW], tail[NARROW];
     if (m < NARROW) {
         sweep_elements(line, scale, 0, m);
@@ -354,11 +358,11 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, Seam *seam,
         begin_at_seam(seam, line->dx, begin);
         memcpy(seam->line, tail, sizeof tail);
         end_at_seam(seam, line->dx + m, rest);
-        for (ptrdiff_t j = begin; j < end; j += W)
+        for (ptrdiff_t j = step < 0 ? end - W : begin; begin <= j && j < end; j += step)
             stream_to(line->dx + j, OUT(j));
         return;
     }
-    for (ptrdiff_t j = begin; j < end; j += W)
+    for (ptrdiff_t j = step < 0 ? end - W : begin; begin <= j && j < end; j += step)
         store(line->dx + j, OUT(j));
     if (begin)
         memcpy(line->dx, head, sizeof head);

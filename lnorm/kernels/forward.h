@@ -28,7 +28,8 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
         if (rest)
             tail[i] = AFFINE(load(x + i * x_step + end), k[i], r[i], c[i], load(scale + end), load(offset + end));
     }
-    for (ptrdiff_t j = begin; j <= end; j += W) {
+    const ptrdiff_t step = downwards(x, y) ? -W : W;
+    for (ptrdiff_t j = step < 0 ? begin + (end - begin) / W * W : begin; begin <= j && j <= end; j += step) {
         const V g = load(scale + j), b = load(offset + j);
         for (int i = 0; i < rows; i++)
             store(y + i * y_step + j, AFFINE(load(x + i * x_step + j), k[i], r[i], c[i], g, b));
@@ -47,7 +48,8 @@ INLINE void affine_lines(T *y, const T *x, const T *scale, const T *offset, ptrd
                          const char *ahead)
 {
     const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
-    for (ptrdiff_t j = 0; j < m; j += W) {
+    const ptrdiff_t step = downwards(x, y) ? -W : W;
+    for (ptrdiff_t j = step < 0 ? m - W : 0; 0 <= j && j < m; j += step) {
         if (ahead && j % NARROW < W)
             PREFETCH(ahead + j * T_SIZE);
         stream_to(y + j, AFFINE(load(x + j), k, r, c, load(scale + j), load(offset + j)));

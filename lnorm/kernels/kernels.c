@@ -31,7 +31,7 @@
 /* Elements of a row whose mean the sums are centred on: two of each lane. */
 #define CENTER (2 * LANES)
 
-enum { LINE = 64 }; /* bytes of a cache line */
+enum { LINE = 64, PAGE = 4096 }; /* bytes of a cache line, and of a page */
 
 enum { SETTLED, FAR_FROM_MEAN, OUT_OF_RANGE }; /* bits of a row's state */
 

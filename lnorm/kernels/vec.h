@@ -152,6 +152,13 @@ INLINE void stream_to(T *p, V v)
 /* Elements from p to the next address that is a multiple of bytes. */
 INLINE ptrdiff_t until_aligned(const T *p, uintptr_t bytes) { return (ptrdiff_t)(-(uintptr_t)p % bytes) / T_SIZE; }
 
+/* A processor that looks for a store before a load compares their addresses within a page alone: what is read a little behind of what
+   was written last would wait for it. How far p is behind q, within a page, from 1 on. */
+INLINE uintptr_t behind(const void *p, const void *q) { return ((uintptr_t)q - (uintptr_t)p - 1) % PAGE + 1; }
+
+/* Whether what is read from p and written to q, register by register, is better taken from the end. */
+INLINE int downwards(const void *p, const void *q) { return behind(p, q) < behind(q, p); }
+
 /* m elements around the caches: whole lines, and what is left of one at both ends. */
 INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
 {
