@@ -306,8 +306,7 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
     close_seam(&seam);
 }
 
-/* Rows that may be taken together. Those that begin at the same place of a line share scale and offset in registers while
-   they are near. */
+/* Rows that may be taken together. Fours and twos that begin at the same place of a line share scale and offset in registers. */
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const lnorm_job *job = walk->job;

@@ -89,7 +89,7 @@ INLINE V load_end(const T *x, int u, ptrdiff_t m, T fill)
     return load_part(x + at, (int)left, fill);
 }
 
-/* The mean of the first CENTER elements of each row, rounded to T. */
+/* The mean of the first CENTER elements of each row, rounded to T. CENTER is a power of two: its inverse gives the same bits. */
 INLINE void means_of_first(T *center, const T *const *x, ptrdiff_t n, int rows)
 {
     D total[ROWS];

@@ -152,8 +152,8 @@ INLINE void stream_to(T *p, V v)
 /* Elements from p to the next address that is a multiple of bytes. */
 INLINE ptrdiff_t until_aligned(const T *p, uintptr_t bytes) { return (ptrdiff_t)(-(uintptr_t)p % bytes) / T_SIZE; }
 
-/* A processor that looks for a store before a load compares their addresses within a page alone: what is read a little behind of what
-   was written last would wait for it. How far p is behind q, within a page, from 1 on. */
+/* How far p is behind q within a page, from 1 on. A processor that looks for the store that a load depends on compares no more of
+   their addresses: what is read a little behind what was written last would wait for it. */
 INLINE uintptr_t behind(const void *p, const void *q) { return ((uintptr_t)q - (uintptr_t)p - 1) % PAGE + 1; }
 
 /* Whether what is read from p and written to q, register by register, is better taken from the end. */
