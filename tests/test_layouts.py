@@ -117,6 +117,37 @@ def test_backward_of_any_layout_axes_and_parameters(data):
 X = np.arange(24.0).reshape(2, 3, 4) ** 1.5
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("run", [511, 512, 513, 1100, 3136])
+@pytest.mark.parametrize("special", [None, 1e30, np.inf])
+def test_one_parameter_for_many_elements_gives_what_one_for_each_gives(dtype, run, special):
+    """A channel's scale serves several blocks of a row, and the blocks between two channels have some of both."""
+    rng = rng_for("runs", run)
+    x, dy = rng.standard_normal((2, 9, 3, run)).astype(dtype)
+    if special:
+        x[4, 1, 5] = special
+    scale, offset = rng.standard_normal((2, 3, 1)).astype(dtype)
+    each = np.broadcast_to(scale, x.shape[1:]).copy(), np.broadcast_to(offset, x.shape[1:]).copy()
+    y, mean, rstd = lnorm.layer_norm(x, scale, offset, axis=(1, 2), return_stats=True)
+    assert bits(y) == bits(lnorm.layer_norm(x, *each, axis=(1, 2)))
+    dx, dscale, doffset = lnorm.layer_norm_backward(dy, x, scale, axis=(1, 2), mean=mean, rstd=rstd)
+    dx_each, dscale_each, doffset_each = lnorm.layer_norm_backward(
+        dy, x, each[0], axis=(1, 2), mean=mean, rstd=rstd
+    )
+    assert bits(dx) == bits(dx_each)
+    for few, many in ((dscale, dscale_each), (doffset, doffset_each)):
+        np.testing.assert_allclose(few, many.sum(1, keepdims=True, dtype="f8"), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("run", [511, 512, 513, 1100])
+@pytest.mark.parametrize("size", [1, 1e30])
+def test_elements_that_are_one_in_memory_give_what_copies_give(dtype, run, size):
+    column = (rng_for("column", run).standard_normal((9, 3, 1)) * size).astype(dtype)
+    x = np.broadcast_to(column, (9, 3, run))
+    assert bits(lnorm.layer_norm(x, axis=(1, 2))) == bits(lnorm.layer_norm(x.copy(), axis=(1, 2)))
+
+
 @pytest.mark.parametrize(
     "axis, same",
     [

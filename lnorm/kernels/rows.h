@@ -4,8 +4,8 @@
 typedef struct {
     const lnorm_job *job;
     const lnorm_operand *op;
-    const char *held; /* the row that is in block[] since the last gather, from element held_at on */
-    ptrdiff_t held_at;
+    const char *held;         /* the row that is in block[] since the last gather, from element held_at on */
+    ptrdiff_t held_at, alike; /* up to element `alike` of that row, all are what the whole block is filled with; or 0 */
     T block[LNORM_BLOCK + LINE / T_SIZE]; /* a block may be so much longer that it ends with a line */
 } View;
 
@@ -14,6 +14,7 @@ INLINE void view_of(View *view, const lnorm_job *job, int operand)
     view->job = job;
     view->op = &job->op[operand];
     view->held = NULL;
+    view->alike = 0;
 }
 
 INLINE void fill(T *block, ptrdiff_t m, T value)
@@ -22,12 +23,14 @@ INLINE void fill(T *block, ptrdiff_t m, T value)
         block[j] = value;
 }
 
-/* A row whose numbers leave the range in which squares are safe is taken times a power of two. */
+/* A row whose numbers leave the range in which squares are safe is taken times a power of two. One value that serves more than
+   a block, such as a channel's scale where rows are images, is not gathered again for the next. */
 static NOINLINE const T *gather(View *view, const char *row, ptrdiff_t i, ptrdiff_t m, int exponent)
 {
     lnorm_steps steps;
-    if (!exponent && view->held == row && view->held_at == i)
+    if (!exponent && view->held == row && (view->held_at == i || (view->held_at < i && i + m <= view->alike)))
         return view->block;
+    view->alike = 0;
     lnorm_steps_to(&steps, view->job, view->op, i);
     for (ptrdiff_t j = 0, run, stride; j < m; j += run, lnorm_steps_on(&steps, run)) {
         const ptrdiff_t left = lnorm_steps_left(&steps, &stride);
@@ -35,7 +38,10 @@ static NOINLINE const T *gather(View *view, const char *row, ptrdiff_t i, ptrdif
         run = left < m - j ? left : m - j;
         if (stride == T_SIZE)
             memcpy(view->block + j, from, (size_t)run * T_SIZE);
-        else if (stride == 0)
+        else if (stride == 0 && run == m && left >= LNORM_BLOCK) {
+            fill(view->block, LNORM_BLOCK + NARROW, *(const T *)from);
+            view->alike = i + left;
+        } else if (stride == 0)
             fill(view->block + j, run, *(const T *)from);
         else
             for (ptrdiff_t l = 0; l < run; l++)
