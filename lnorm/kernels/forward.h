@@ -42,13 +42,43 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
     }
 }
 
-/* The same of row i of a group, around the caches: m elements, which are whole lines. With `ahead`, as much is fetched from
-   there, read next. */
+/* The same of row i of a group, around the caches: at least one line, whole ones, while as much is fetched from `ahead`, read next.
+   A line of x is loaded before the one ahead of it is written: where y stands a little ahead of x modulo a page, no load waits
+   for a store. */
+INLINE void affine_fetching(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
+                            const char *ahead)
+{
+    enum { A_LINE = NARROW / W };
+    const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
+    V now[A_LINE], next[A_LINE];
+    for (int q = 0; q < A_LINE; q++)
+        next[q] = load(x + q * W);
+    for (ptrdiff_t j = 0; j < m; j += NARROW) {
+        const ptrdiff_t following = j + NARROW < m ? j + NARROW : j;
+        PREFETCH(ahead + j * T_SIZE);
+        UNROLL for (int q = 0; q < A_LINE; q++)
+        {
+            now[q] = next[q];
+            next[q] = load(x + following + q * W);
+        }
+        UNROLL for (int q = 0; q < A_LINE; q++)
+        {
+            const ptrdiff_t l = j + q * W;
+            stream_to(y + l, AFFINE(now[q], k, r, c, load(scale + l), load(offset + l)));
+        }
+    }
+}
+
+/* Whole lines, or none; with `ahead`, as much is fetched from there. */
 INLINE void affine_lines(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
                          const char *ahead)
 {
     const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
     const ptrdiff_t step = downwards(x, y) ? -W : W;
+    if (FETCH_NEXT && ahead && m) {
+        affine_fetching(y, x, scale, offset, m, s, i, ahead);
+        return;
+    }
     for (ptrdiff_t j = step < 0 ? m - W : 0; 0 <= j && j < m; j += step) {
         if (ahead && j % NARROW < W)
             PREFETCH(ahead + j * T_SIZE);
@@ -155,7 +185,9 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
         if (job->stream)
             for (int i = 0; i < rows; i++)
                 affine_streamed(y + i * y_step + b, x[i] + b, scale, offset, m, &s, i, seam,
-                                rows > 1 ? (const char *)(x[i] + b) + AHEAD : NULL);
+                                rows > 1     ? (const char *)(x[i] + b) + AHEAD
+                                : FETCH_NEXT ? (const char *)(x[i] + x_step + b)
+                                             : NULL);
         else if (share)
             affine(y + b, y_step, x[0] + b, x_step, scale, offset, m, &s, 0, rows);
         else
@@ -313,7 +345,7 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     const ptrdiff_t n = job->n, bytes = n * T_SIZE;
     const int bare = job->op[LNORM_SCALE].block && job->op[LNORM_OFFSET].block, far = job->size > DISTANT;
     const int share = n > FEW && bytes % LINE == 0 && !job->stream;
-    const int in_turn = job->stream && !bare && IN_TURN <= bytes && bytes <= IN_TURN_MOST;
+    const int in_turn = job->stream && !bare && !FETCH_NEXT && IN_TURN <= bytes && bytes <= IN_TURN_MOST;
     const ptrdiff_t width = in_turn ? LNORM_BLOCK : block_width(job);
     const int most = !BYTES                               ? 1
                      : n <= LANES                         ? 16

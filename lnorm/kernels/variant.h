@@ -38,6 +38,7 @@
 #define add_wide_squares NAME(add_wide_squares)
 #define affine NAME(affine)
 #define affine_across NAME(affine_across)
+#define affine_fetching NAME(affine_fetching)
 #define affine_line NAME(affine_line)
 #define affine_lines NAME(affine_lines)
 #define affine_streamed NAME(affine_streamed)
