@@ -331,6 +331,14 @@ INLINE void sweep_elements(const Line *line, const T *scale, ptrdiff_t begin, pt
                          line->mean_gx);
 }
 
+/* The step from one register of columns to the next, so that no load is a little behind of the last stores; see downwards. */
+INLINE ptrdiff_t direction(const T *x, const T *dy, const T *dx)
+{
+    const uintptr_t up = behind(x, dx) < behind(dy, dx) ? behind(x, dx) : behind(dy, dx);
+    const uintptr_t down = behind(dx, x) < behind(dx, dy) ? behind(dx, x) : behind(dx, dy);
+    return up < down ? -W : W;
+}
+
 /* m columns of dx. Between the ends they are written in whole lines; streamed, around the caches, and a line that is shared
    with another row when all of it is known. The ends are computed before anything is written, because dx may be x or dy. */
 INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, Seam *seam, int streamed)
@@ -339,10 +347,7 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, Seam *seam,
     const V mean_g = SPLAT(line->mean_g), mean_gx = SPLAT(line->mean_gx);
     const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(line->dx, LINE) : 0;
     const ptrdiff_t rest = (m - begin) % NARROW, end = m - rest;
-    const T *x = line->x, *dy = line->dy, *dx = line->dx;
-    const uintptr_t up = behind(x, dx) < behind(dy, dx) ? behind(x, dx) : behind(dy, dx);
-    const uintptr_t down = behind(dx, x) < behind(dx, dy) ? behind(dx, x) : behind(dx, dy);
-    const ptrdiff_t step = up < down ? -W : W; /* so that no load is a little behind of the last stores */
+    const ptrdiff_t step = direction(line->x, line->dy, line->dx);
     T head[NARROW], tail[NARROW];
     if (m < NARROW) {
         sweep_elements(line, scale, 0, m);
@@ -449,14 +454,14 @@ INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double
 {
     const int line = streamed ? NARROW : W;
     const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(four->dx, line * T_SIZE) : 0;
-    const ptrdiff_t end = begin + (m - begin) / line * line;
+    const ptrdiff_t end = begin + (m - begin) / line * line, step = direction(four->x, four->dy, four->dx);
     if (streamed)
         sweep_seams(four, m, begin, m - end, seams, dscale, doffset);
     for (ptrdiff_t j = 0; j < begin && !streamed; j += W)
         sweep_part(four, j, 0, begin - j < W ? (int)(begin - j) : W, dscale, doffset);
     for (ptrdiff_t j = m - W; j > end - W && !streamed; j -= W)
         sweep_part(four, j, end > j ? (int)(end - j) : 0, W, dscale, doffset);
-    for (ptrdiff_t j = begin; j < end; j += W) {
+    for (ptrdiff_t j = step < 0 ? end - W : begin; begin <= j && j < end; j += step) {
         V dx[4], dyx, dys;
         if (ahead && (j - begin) % (2 * NARROW) < W) /* two lines of a row at a time: memory likes pairs */
             for (int i = 0; i < 4; i++)

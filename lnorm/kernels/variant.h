@@ -51,6 +51,7 @@
 #define behind NAME(behind)
 #define block_width NAME(block_width)
 #define close_seam NAME(close_seam)
+#define direction NAME(direction)
 #define downwards NAME(downwards)
 #define dx_across NAME(dx_across)
 #define dx_of_four NAME(dx_of_four)
