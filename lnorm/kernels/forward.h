@@ -94,26 +94,22 @@ INLINE void affine_line(T *to, const T *x, const T *scale, const T *offset, cons
               AFFINE(load(x + l), SPLAT(s->k[i]), SPLAT(s->r[i]), SPLAT(s->c[i]), load(scale + l), load(offset + l)));
 }
 
-/* All m of them: whole lines, and the ends. A line that is shared with another row is written when all of it is known. The ends are
-   computed before: y may be x, and what is read of a line on its way to memory comes back from there. */
+/* All m of them: whole lines, and the ends. A line that is shared with another row is written when all of it is known. */
 INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t m, const Stats *s, int i,
                             Seam *seam, const char *ahead)
 {
     const ptrdiff_t begin = until_aligned(y, LINE), rest = (m - begin) % NARROW, last = m - NARROW;
-    T tail[NARROW];
     if (m < NARROW) {
         affine(y, 0, x, 0, scale, offset, m, s, i, 1);
         return;
     }
     if (begin)
         affine_line(seam->line + NARROW, x, scale, offset, s, i);
-    if (rest)
-        affine_line(tail, x + last, scale + last, offset + last, s, i);
     begin_at_seam(seam, y, begin);
     affine_lines(y + begin, x + begin, scale + begin, offset + begin, m - begin - rest, s, i,
                  ahead ? ahead + begin * T_SIZE : NULL);
     if (rest)
-        memcpy(seam->line, tail, sizeof tail);
+        affine_line(seam->line, x + last, scale + last, offset + last, s, i);
     end_at_seam(seam, y + m, rest);
 }
 
@@ -403,8 +399,7 @@ INLINE void affine_across(const Elements *at, int elements, const Strip *s, ptrd
         store(at->y[q] + m - W, tail[q]);
 }
 
-/* One element, in whole lines around the caches. Its end comes last, so that memory is read in order; in place it comes before,
-   as above. The same element of the next observations is fetched. */
+/* One element, in whole lines around the caches. The same element of the next observations is fetched. */
 INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
 {
     T *y = at->y[0];
@@ -414,14 +409,12 @@ INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
 #define OUT(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
     for (ptrdiff_t j = 0; j < begin; j += W)
         store_part(y + j, OUT(j), 0, begin - j < W ? begin - j : W);
-    for (ptrdiff_t j = m - W; j > end - W && x == y; j -= W)
-        store_part(y + j, OUT(j), end > j ? end - j : 0, W);
     for (ptrdiff_t j = begin; j < end; j += W) {
         if ((j - begin) % NARROW < W)
             PREFETCH(x + j + m);
         stream_to(y + j, OUT(j));
     }
-    for (ptrdiff_t j = m - W; j > end - W && x != y; j -= W)
+    for (ptrdiff_t j = m - W; j > end - W; j -= W)
         store_part(y + j, OUT(j), end > j ? end - j : 0, W);
 #undef OUT
 }
