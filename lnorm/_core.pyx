@@ -109,7 +109,7 @@ cdef extern from "kernels/kernels.h" nogil:
         double *mean
         double *rstd
         bint columns
-        bint stream
+        int stream
         lnorm_operand op[5]
 
     ctypedef struct lnorm_row:
@@ -130,9 +130,14 @@ cdef extern from "kernels/kernels.h" nogil:
         lnorm_kernels float32
         lnorm_kernels float64
 
+    enum:
+        LNORM_AROUND
+        LNORM_IN_TURN
+
     int lnorm_strip(ptrdiff_t, ptrdiff_t) noexcept
     const lnorm_isa lnorm_isas[]
     const int lnorm_isa_count
+    int lnorm_around() noexcept
     void lnorm_add_partial(const lnorm_job *, ptrdiff_t, ptrdiff_t, const double *, double *, ptrdiff_t, ptrdiff_t) noexcept
     const char *lnorm_compiler()
 
@@ -171,6 +176,17 @@ def use_instruction_set(wanted):
 
 
 use_instruction_set(os.environ.get("LNORM_ISA"))
+
+cdef int around = lnorm_around()
+
+
+def write_in_turn(wanted):
+    """Whether, from now on, a row that goes around the caches is written while the next is summed; None for what suits this
+    processor. Both ways give the same bits, as tests check. Returns whether it was so."""
+    global around
+    was = around == LNORM_IN_TURN
+    around = lnorm_around() if wanted is None else LNORM_IN_TURN if wanted else LNORM_AROUND
+    return was
 
 
 cdef inline const lnorm_kernels *kernels_of(int typenum) noexcept nogil:
@@ -310,16 +326,18 @@ cdef enum:
     STREAM_SWEPT_BYTES = 1 << 7  # but for whole lines in the backward pass, where four rows wait at once
 
 
-cdef inline bint streams(const lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
-    """Whether the result of a job that reads and writes so many arrays as large as x goes around the caches; of rows that stand
-    end to end, also when they have as many bytes as the shortest."""
+cdef inline int streams(const lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
+    """Whether, and how, the result of a job that reads and writes so many arrays as large as x goes around the caches; of rows
+    that stand end to end, also when they have as many bytes as the shortest."""
     cdef int last = job.outer_ndim - 1
     cdef ptrdiff_t bytes = arrays * job.size
     cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
     if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:
-        return bytes > STREAM_BYTES
-    return (run >= shortest and (run >= STREAM_ROW_BYTES or run % 64 == 0) and not job.columns and last >= 0 and
-            job.op[<int>LNORM_X].outer[last] == run and job.op[<int>LNORM_Y].outer[last] == run)
+        return around if bytes > STREAM_BYTES else 0
+    if (run >= shortest and (run >= STREAM_ROW_BYTES or run % 64 == 0) and not job.columns and last >= 0 and
+            job.op[<int>LNORM_X].outer[last] == run and job.op[<int>LNORM_Y].outer[last] == run):
+        return around
+    return 0
 
 
 cdef enum:
@@ -463,7 +481,7 @@ cdef int fill_job(lnorm_job *job, list arrays, list order, int core, grad_stride
             size *= job.inner_shape[d]
     job.columns = lies_in_columns(job, cnp.PyArray_ITEMSIZE(x), grad_strides is not None)
     job.mean = job.rstd = NULL
-    job.stream = False
+    job.stream = 0
     return 0
 
 
@@ -1006,8 +1024,9 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             set_operand(&job, LNORM_OFFSET, <cnp.ndarray>offset, typenum, True)
             set_operand(&job, LNORM_Y, <cnp.ndarray>out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 0)
-            job.stream = job.op[<int>LNORM_Y].data != job.op[<int>LNORM_X].data and streams(
-                &job, 2, job.op[<int>LNORM_X].inner[0], STREAM_ROW_BYTES)
+            job.stream = 0
+            if job.op[<int>LNORM_Y].data != job.op[<int>LNORM_X].data:
+                job.stream = streams(&job, 2, job.op[<int>LNORM_X].inner[0], STREAM_ROW_BYTES)
             if return_stats:
                 mean, rstd = empty_statistic(<cnp.ndarray>x), empty_statistic(<cnp.ndarray>x)
                 set_statistics(&job, <cnp.ndarray>mean, <cnp.ndarray>rstd)
@@ -1147,7 +1166,8 @@ cdef void ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_
     job.n = dimensions[1]
     job.size = job.n * size
     job.mean, job.rstd = &mean, &rstd
-    job.columns = job.stream = False
+    job.columns = False
+    job.stream = 0
     if job.n == 0:
         return
     for i in range(dimensions[0]):

@@ -10,8 +10,17 @@ import pytest
 from oracle import FLOATS, bits, rng_for
 
 import lnorm
+from lnorm import _core
 
 RUNNABLE = lnorm.show_config(mode="dicts")["instruction sets"]["runnable"]
+
+
+@pytest.fixture(params=[False, True], ids=["one after the other", "in turn"])
+def around(request):
+    """Both ways of writing rows around the caches, of which a processor takes one."""
+    was = _core.write_in_turn(request.param)
+    yield
+    _core.write_in_turn(was)
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +306,7 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
             assert np.isnan(dscale).all()  # each element has a term of the row with inf
 
 
+@pytest.mark.usefixtures("around")
 @pytest.mark.parametrize(
     ("n", "megabytes"),
     [
@@ -425,6 +435,7 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
     assert bits(dx, dscale, doffset) == bits(*expected)
 
 
+@pytest.mark.usefixtures("around")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("n", "megabytes"),
@@ -465,6 +476,7 @@ def test_rows_that_share_a_line_with_special_rows_and_with_gaps(n, megabytes, th
     assert (gaps[:, n:] == 7).all()
 
 
+@pytest.mark.usefixtures("around")
 @pytest.mark.parametrize("begin", [0, 1, 4, 13])
 @pytest.mark.parametrize("n", [32, 64, 112, 130, 250, 256, 333, 768, 1040, 3001])
 def test_dx_around_the_caches_has_the_bits_of_dx_through_them(n, begin, dtype):

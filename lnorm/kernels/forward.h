@@ -1,7 +1,5 @@
 /* y = γ·x̂ + β with x̂ = (x - μ)·rstd, row by row: Ba, Kiros and Hinton, Layer Normalization, 2016, arXiv:1607.06450. */
 
-#define AFFINE(x, k, r, c, g, b) (XHAT(x, k, r, c) * (g) + (b))
-
 /* m elements of `rows` rows from the first-th of a group on, which share scale and offset. Their first and last
    registers may overlap the aligned ones between; they are computed before anything is written, because y may be x. */
 INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T *scale, const T *offset, ptrdiff_t m,
@@ -172,7 +170,7 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
     for (int i = 0; i < rows; i++) {
         if (ahead)
             fetch(x[i] + rows * x_step, n);
-        sum_row(&progress.total_d[i], &progress.total_d2[i], x[i], n, progress.center[i]);
+        sum_row(&progress.total_d[i], &progress.total_d2[i], x[i], n, progress.center[i], NULL);
     }
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
         return 0;
@@ -375,6 +373,58 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     close_seam(&seam);
 }
 
+/* Row i, whose elements stand side by side, its ends in the seam and the rest pending. */
+INLINE void begin_pending(Pending *pending, const lnorm_walk *walk, const Stats *s, Seam *seam)
+{
+    const lnorm_job *job = walk->job;
+    T *y = (T *)walk->at[LNORM_Y];
+    const T *x = (const T *)walk->at[LNORM_X];
+    const ptrdiff_t begin = until_aligned(y, LINE), rest = (job->n - begin) % NARROW, last = job->n - NARROW;
+    affine_line(seam->line + NARROW, x, parameter(walk, LNORM_SCALE, 0), parameter(walk, LNORM_OFFSET, 0), s, 0);
+    begin_at_seam(seam, y, begin);
+    affine_line(seam->line, x + last, parameter(walk, LNORM_SCALE, last), parameter(walk, LNORM_OFFSET, last), s, 0);
+    end_at_seam(seam, y + job->n, rest);
+    *pending = (Pending){.y = y + begin,
+                         .x = x + begin,
+                         .scale = parameter(walk, LNORM_SCALE, begin),
+                         .offset = parameter(walk, LNORM_OFFSET, begin),
+                         .left = job->n - begin - rest,
+                         .scale_step = !job->op[LNORM_SCALE].block,
+                         .offset_step = !job->op[LNORM_OFFSET].block,
+                         .k = s->k[0],
+                         .r = s->r[0],
+                         .c = s->c[0]};
+}
+
+/* Rows whose elements stand side by side, each of which is written while the next is summed. */
+static NOINLINE void forward_in_turn(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
+{
+    const lnorm_job *job = walk->job;
+    Pending pending = {.left = 0};
+    Seam seam;
+    seam.open = 0;
+    while (first < last) {
+        const T *x = (const T *)walk->at[LNORM_X];
+        Progress progress;
+        Stats s;
+        begin_stats(&progress, &x, job->n, 1);
+        sum_row(progress.total_d, progress.total_d2, x, job->n, *progress.center, &pending);
+        write_rest(&pending);
+        if (settle_rows(&s, &progress, job->n, job->epsilon, 1) == SETTLED || settle_rest(&s, job, &x, 1)) {
+            begin_pending(&pending, walk, &s, &seam);
+            if (job->mean) {
+                job->mean[first] = *s.mean;
+                job->rstd[first] = *s.rstd;
+            }
+            lnorm_walk_on(walk, 1);
+        } else
+            forward_one_by_one(walk, first, first + 1);
+        first++;
+    }
+    write_rest(&pending);
+    close_seam(&seam);
+}
+
 /* One element of m observations side by side, or some elements, which so share the registers of what differs between
    observations: k, r and c. */
 typedef struct {
@@ -463,7 +513,9 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if (lie_alike(job) && !(job->stream && FEW < job->n && job->n < ALONE))
+        if (lie_alike(job) && job->stream == LNORM_IN_TURN && BYTES >= 32 && job->n > 2 * SHORT)
+            forward_in_turn(&walk, first, last);
+        else if (lie_alike(job) && !(job->stream && FEW < job->n && job->n < ALONE))
             forward_together(&walk, first, last);
         else
             forward_one_by_one(&walk, first, last);
@@ -503,7 +555,7 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
         for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
             const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
             Lanes lanes;
-            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center);
+            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center, NULL);
             empty_lanes(&segment_sums, &lanes, b == begin);
         }
         memcpy((char *)sums + segment * LNORM_SUMS_BYTES, &segment_sums, sizeof segment_sums);

@@ -134,15 +134,20 @@ typedef struct {
     Sum d, d2;
 } Sums;
 
-/* A block's d around the center and d², lane by lane. */
-INLINE void add_up(Lanes *lanes, const T *x, ptrdiff_t m, T center)
+/* A block's d around the center and d², lane by lane; meanwhile, what is pending of the row before, if any, is written. */
+INLINE void add_up(Lanes *lanes, const T *x, ptrdiff_t m, T center, Pending *pending)
 {
     const V k = SPLAT(center);
     V d[U], d2[U];
     ptrdiff_t j = 0;
     UNROLL for (int u = 0; u < U; u++) d[u] = d2[u] = SPLAT((T)0);
-    for (; j + 4 * LANES <= m; j += 4 * LANES)
+    for (; j + 4 * LANES <= m; j += 4 * LANES) {
+        for (int l = 0; pending && l < 4 * LANES; l += NARROW)
+            PREFETCH_FAR((const char *)(x + j + l) + FAR_AHEAD);
         add_squares(d, d2, x + j, k, 4);
+        if (pending)
+            write_some(pending);
+    }
     for (; j + LANES <= m; j += LANES)
         add_squares(d, d2, x + j, k, 1);
     for (int u = 0; u < U; u++) {
@@ -258,8 +263,6 @@ typedef struct {
     int exponent[GROUP]; /* 0 but for rows near the limits of their type */
 } Stats;
 
-#define XHAT(x, k, r, c) (((x) - (k)) * (r) - (c))
-
 /* The statistics from the sums around the centers: good as far as δ² <= far·σ². Around a mean that was rounded to T, δ is that
    rounding, and may be large beside a σ² whose squares vanish, but not beside σ² + ε. Returns 0 if all rows are settled. */
 INLINE int64_t settle(Stats *s, const double *sum_d, const double *sum_d2, const T *center, int rows, ptrdiff_t n,
@@ -329,7 +332,7 @@ static NOINLINE void settle_slowly(Stats *group, int i, View *vx, const char *ro
             do {
                 const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
                 Lanes lanes;
-                add_up(&lanes, get(vx, row, b, m, exponent), m, *center);
+                add_up(&lanes, get(vx, row, b, m, exponent), m, *center, NULL);
                 empty_lanes(&sums, &lanes, b == 0);
                 b += m;
             } while (b < n);
@@ -391,7 +394,7 @@ INLINE void add_to_stats(Progress *progress, int i, RowSums *sums, const T *x, p
     }
 #endif
     Lanes lanes;
-    add_up(&lanes, x, m, progress->center[i]);
+    add_up(&lanes, x, m, progress->center[i], NULL);
     add_to_row(sums, &lanes, b, b + m, n);
     if (b + m == n) {
         progress->total_d[i] = total_of(&sums_of_row(sums, n)->d);
@@ -399,14 +402,14 @@ INLINE void add_to_stats(Progress *progress, int i, RowSums *sums, const T *x, p
     }
 }
 
-static NOINLINE void sum_segments(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T center)
+static NOINLINE void sum_segments(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T center, Pending *pending)
 {
     RowSums sums;
     ptrdiff_t b = 0;
     do {
         const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
         Lanes lanes;
-        add_up(&lanes, x + b, m, center);
+        add_up(&lanes, x + b, m, center, pending);
         add_to_row(&sums, &lanes, b, b + m, n);
         b += m;
     } while (b < n);
@@ -416,7 +419,7 @@ static NOINLINE void sum_segments(Total *total_d, Total *total_d2, const T *x, p
 
 /* The sums of a whole row whose elements stand side by side. Those of one segment stay in registers, and so do the totals,
    whose addresses no other function is given. */
-INLINE void sum_row(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T center)
+INLINE void sum_row(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T center, Pending *pending)
 {
 #if T_SIZE == 4
     if (is_short(n)) {
@@ -426,7 +429,7 @@ INLINE void sum_row(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T 
 #endif
     if (n > LNORM_SEGMENT) {
         Total d, d2;
-        sum_segments(&d, &d2, x, n, center);
+        sum_segments(&d, &d2, x, n, center, pending);
         *total_d = d;
         *total_d2 = d2;
         return;
@@ -435,7 +438,7 @@ INLINE void sum_row(Total *total_d, Total *total_d2, const T *x, ptrdiff_t n, T 
     ptrdiff_t b = 0;
     do {
         Lanes lanes;
-        add_up(&lanes, x + b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, center);
+        add_up(&lanes, x + b, n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK, center, pending);
         if (b == 0)
             empty_lanes(&sums, &lanes, 1);
         else

@@ -9,6 +9,7 @@
 #define Lane NAME(Lane)
 #define Lanes NAME(Lanes)
 #define Line NAME(Line)
+#define Pending NAME(Pending)
 #define Progress NAME(Progress)
 #define Row NAME(Row)
 #define RowSums NAME(RowSums)
@@ -46,6 +47,7 @@
 #define backward_sweep NAME(backward_sweep)
 #define begin NAME(begin)
 #define begin_at_seam NAME(begin_at_seam)
+#define begin_pending NAME(begin_pending)
 #define begin_row NAME(begin_row)
 #define begin_stats NAME(begin_stats)
 #define behind NAME(behind)
@@ -70,6 +72,7 @@
 #define forward NAME(forward)
 #define forward_eights NAME(forward_eights)
 #define forward_fours NAME(forward_fours)
+#define forward_in_turn NAME(forward_in_turn)
 #define forward_one_by_one NAME(forward_one_by_one)
 #define forward_rows NAME(forward_rows)
 #define forward_run NAME(forward_run)
@@ -154,8 +157,11 @@
 #define values_of_register NAME(values_of_register)
 #define view_of NAME(view_of)
 #define widen NAME(widen)
+#define write_lines NAME(write_lines)
+#define write_rest NAME(write_rest)
 #define write_row NAME(write_row)
 #define write_seams NAME(write_seams)
+#define write_some NAME(write_some)
 
 #define T float
 #define T_SIZE 4
@@ -163,6 +169,7 @@
 #define SAFE_SQUARE 0x1p-80 /* below it, a σ² may rest on squares that float cannot hold */
 #include "vec.h"
 #include "rows.h"
+#include "pending.h"
 #include "stats.h"
 #include "columns.h"
 #include "forward.h"
@@ -178,6 +185,7 @@
 #define SAFE_SQUARE 0x1p-900
 #include "vec.h"
 #include "rows.h"
+#include "pending.h"
 #include "stats.h"
 #include "columns.h"
 #include "forward.h"
