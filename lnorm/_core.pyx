@@ -123,6 +123,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*backward_sums)(const lnorm_job *, ptrdiff_t, ptrdiff_t, lnorm_row *) noexcept nogil
         void (*backward_sweep)(const lnorm_job *, ptrdiff_t, ptrdiff_t, const lnorm_row *, ptrdiff_t, ptrdiff_t,
                                double *, double *) noexcept nogil
+        void (*backward_in_turn)(const lnorm_job *, ptrdiff_t, ptrdiff_t, double *, double *) noexcept nogil
 
     ctypedef struct lnorm_isa:
         const char *name
@@ -608,6 +609,7 @@ cdef enum:
     PARTIAL_DOUBLES = 1 << 19
     BATCH_ROWS = 64          # between the two sweeps of a block, at most,
     BATCH_BYTES = 1 << 17    # and bytes of x: in the second-level cache, so that a sweep reads what is farther or writes it
+    IN_TURN_BYTES = 4 * 96   # rows of no more are rather swept together
 
 cdef struct Plan:
     const lnorm_job *job
@@ -619,7 +621,14 @@ cdef struct Plan:
     ptrdiff_t block, blocks      # units in a block, blocks in a group
     ptrdiff_t batch              # observations between the two sweeps of a block
     ptrdiff_t width, chunks      # columns in a chunk, chunks in a row
+    bint in_turn                 # dx is written while the next rows are summed
     ptrdiff_t stride             # doubles from one sum over a chunk to the next: whole cache lines
+
+
+cdef inline bint lie_side_by_side(const lnorm_job *job) noexcept nogil:
+    """Whether the elements of all rows do."""
+    return (job.op[<int>LNORM_X].contiguous and job.op[<int>LNORM_DY].contiguous and job.op[<int>LNORM_DX].contiguous and
+            (job.op[<int>LNORM_SCALE].contiguous or job.op[<int>LNORM_SCALE].block))
 
 
 cdef inline ptrdiff_t begin_of_unit(const Plan *plan, ptrdiff_t unit) noexcept nogil:
@@ -641,6 +650,9 @@ cdef void sweep_task(const Plan *plan, ptrdiff_t task, double *partial) noexcept
     cdef lnorm_fpenv host = lnorm_fp_enter()
     if partial != NULL:
         memset(partial, 0, 2 * plan.stride * sizeof(double))
+    if plan.in_turn:
+        plan.kernels.backward_in_turn(plan.job, first, last, dscale, doffset)
+        first = last
     while first < last:
         stop = min(last, first + plan.batch, (first // plan.plane + 1) * plan.plane)
         if plan.rows != NULL:
@@ -718,6 +730,8 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
         plan.plane = plan.group
         plan.unit = BLOCK_ROWS
         plan.batch = min(BATCH_ROWS, max(4, BATCH_BYTES // itemsize // job.n // 4 * 4))
+    plan.in_turn = (job.stream == LNORM_IN_TURN and dscale != NULL and not wide and job.n * itemsize > IN_TURN_BYTES and
+                    lie_side_by_side(job))
     plan.units = (plan.plane + plan.unit - 1) // plan.unit
     count = plan.group // plan.plane * plan.units
     plan.block = (count + plan.blocks - 1) // plan.blocks

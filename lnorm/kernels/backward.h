@@ -6,6 +6,75 @@
    arXiv:1911.07013, eq. 5. The sums of a row are taken with x̃ = (x - K)·rstd for K = μ rounded to T, so that
    x̂ = x̃ - mean(x̃): what the rounding of μ lost comes back, also that of a stored mean. */
 
+#define DX(g, xhat, r, mean_g, mean_gx) (((g) - (mean_g) - (xhat) * (mean_gx)) * (r))
+
+/* Columns of a row: where its elements are, and what the sums over the row gave. */
+typedef struct {
+    T *dx;
+    const T *x, *dy;
+    T k, r, c, mean_g, mean_gx;
+} Line;
+
+/* What the sums gave, rounded to T. */
+INLINE void know(Line *line, const lnorm_row *row)
+{
+    line->k = (T)row->center;
+    line->r = (T)row->rstd;
+    line->c = (T)row->mean_x;
+    line->mean_g = (T)row->mean_g;
+    line->mean_gx = (T)row->mean_gx;
+}
+
+/* What is left of dx of a row, in whole lines, while the next rows are summed; see pending.h. */
+typedef struct {
+    Line line;
+    const T *scale;
+    ptrdiff_t left, scale_step; /* elements; the step as in Pending */
+} PendingDx;
+
+/* m elements of it. */
+INLINE void write_dx(PendingDx *row, int m, int streamed)
+{
+    const V k = SPLAT(row->line.k), r = SPLAT(row->line.r), c = SPLAT(row->line.c);
+    const V mean_g = SPLAT(row->line.mean_g), mean_gx = SPLAT(row->line.mean_gx);
+    V x[2 * NARROW / W], dy[2 * NARROW / W];
+    UNROLL for (int l = 0; l < m; l += W)
+    {
+        x[l / W] = load(row->line.x + l);
+        dy[l / W] = load(row->line.dy + l);
+    }
+    UNROLL for (int l = 0; l < m; l += W)
+    {
+        const V dx = DX(load(row->scale + l) * dy[l / W], XHAT(x[l / W], k, r, c), r, mean_g, mean_gx);
+        if (streamed)
+            stream_to(row->line.dx + l, dx);
+        else
+            store(row->line.dx + l, dx);
+    }
+    row->line.x += m;
+    row->line.dy += m;
+    row->line.dx += m;
+    row->scale += m * row->scale_step;
+    row->left -= m;
+}
+
+/* As much of it as is summed at a time; and the rest. */
+INLINE void write_some_dx(PendingDx *row)
+{
+    PendingDx at = *row;
+    for (ptrdiff_t m = 0; m < 4 * LANES && at.left >= 2 * NARROW; m += 2 * NARROW)
+        write_dx(&at, 2 * NARROW, 1);
+    *row = at;
+}
+
+INLINE void write_rest_dx(PendingDx *row)
+{
+    while (row->left >= 2 * NARROW)
+        write_dx(row, 2 * NARROW, 1);
+    while (row->left)
+        write_dx(row, NARROW, 1);
+}
+
 INLINE void add_terms(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, const T *scale, V k, V r, int rows)
 {
     V vx[U][4], vdy[U][4];
@@ -56,15 +125,22 @@ INLINE void standardize(const lnorm_job *job, ptrdiff_t i, View *vx, const char 
         standardize_slowly(job, i, vx, x, row);
 }
 
-/* The sums of m elements of a row, lane by lane. */
+/* The sums of m elements of a row, lane by lane; meanwhile, what is pending of a row before, if any, is written. */
 INLINE void add_row(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, const T *scale, ptrdiff_t m, T center,
-                    T rstd)
+                    T rstd, PendingDx *pending)
 {
     const V k = SPLAT(center), r = SPLAT(rstd);
     ptrdiff_t j = 0;
     UNROLL for (int u = 0; u < U; u++) sum_x[u] = sum_g[u] = sum_gx[u] = SPLAT((T)0);
-    for (; j + 4 * LANES <= m; j += 4 * LANES)
+    for (; j + 4 * LANES <= m; j += 4 * LANES) {
+        for (int l = 0; pending && l < 4 * LANES; l += NARROW) {
+            PREFETCH_FAR((const char *)(x + j + l) + FAR_AHEAD);
+            PREFETCH_FAR((const char *)(dy + j + l) + FAR_AHEAD);
+        }
         add_terms(sum_x, sum_g, sum_gx, x + j, dy + j, scale + j, k, r, 4);
+        if (pending)
+            write_some_dx(pending);
+    }
     for (; j + LANES <= m; j += LANES)
         add_terms(sum_x, sum_g, sum_gx, x + j, dy + j, scale + j, k, r, 1);
     if (j < m) {
@@ -133,7 +209,8 @@ INLINE ptrdiff_t to_next_batch(const lnorm_job *job, ptrdiff_t rows)
 
 /* The sums of a row in blocks, wherever its elements are. */
 INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *vx, View *vscale, View *vdy,
-                         const char *x, const char *scale, const char *dy, const lnorm_row *row, ptrdiff_t ahead)
+                         const char *x, const char *scale, const char *dy, const lnorm_row *row, ptrdiff_t ahead,
+                         PendingDx *pending)
 {
     const ptrdiff_t n = vx->job->n;
     Sum sx, sg, sgx;
@@ -142,9 +219,9 @@ INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *
         const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
         V tx[U], tg[U], tgx[U];
         if (ahead)
-            fetch((const T *)(x + ahead) + b, m);
+            fetch((const T *)(x + ahead) + b, m, vx->job->stream == LNORM_IN_TURN);
         add_row(tx, tg, tgx, get(vx, x, b, m, row->exponent), get(vdy, dy, b, m, 0), get(vscale, scale, b, m, 0), m,
-                (T)row->center, (T)row->rstd);
+                (T)row->center, (T)row->rstd, pending);
         if (b == 0) {
             add_block(&sx, tx, 1);
             add_block(&sg, tg, 1);
@@ -177,14 +254,14 @@ INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vs
         if (brief) {
             V tx[U], tg[U], tgx[U];
             if (ahead)
-                fetch((const T *)(x + ahead), job->n);
+                fetch((const T *)(x + ahead), job->n, job->stream == LNORM_IN_TURN);
             add_row(tx, tg, tgx, get(vx, x, 0, job->n, row[i].exponent), (const T *)dy, (const T *)scale, job->n,
-                    (T)row[i].center, (T)row[i].rstd);
+                    (T)row[i].center, (T)row[i].rstd, NULL);
             total_x[i] = total_of_block(tx);
             total_g[i] = total_of_block(tg);
             total_gx[i] = total_of_block(tgx);
         } else
-            total_of_row(&total_x[i], &total_g[i], &total_gx[i], vx, vscale, vdy, x, scale, dy, &row[i], ahead);
+            total_of_row(&total_x[i], &total_g[i], &total_gx[i], vx, vscale, vdy, x, scale, dy, &row[i], ahead, NULL);
     }
     mean_of_rows(row, total_x, total_g, total_gx, job->n, rows);
 }
@@ -271,24 +348,8 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     }
 }
 
-/* Columns of a row: where its elements are, and what the sums over the row gave. */
-typedef struct {
-    T *dx;
-    const T *x, *dy;
-    T k, r, c, mean_g, mean_gx;
-} Line;
-
-/* What the sums gave, rounded to T. */
-INLINE void know(Line *line, const lnorm_row *row)
-{
-    line->k = (T)row->center;
-    line->r = (T)row->rstd;
-    line->c = (T)row->mean_x;
-    line->mean_g = (T)row->mean_g;
-    line->mean_gx = (T)row->mean_gx;
-}
-
-/* The sums of dy·x̂ and dy over some rows: in T, then added to the columns' sums in double precision. */
+/* The sums of dy·x̂ and dy over some rows: in T, then added to the columns' sums in double precision. What is ahead of them, in bytes
+   unless 0, is fetched. */
 INLINE void add_wide(double *sum, V v)
 {
     D wide[PARTS];
@@ -297,10 +358,14 @@ INLINE void add_wide(double *sum, V v)
         *(D *)(sum + i * DW) += wide[i];
 }
 
-INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscale, double *doffset)
+INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscale, double *doffset, ptrdiff_t ahead)
 {
     ptrdiff_t j = 0;
     for (; j + W <= m; j += W) {
+        for (int i = 0; ahead && j % NARROW < W && i < rows; i++) {
+            PREFETCH_FAR((const char *)(line[i].x + j) + ahead);
+            PREFETCH_FAR((const char *)(line[i].dy + j) + ahead);
+        }
         V dys = load(line[0].dy + j);
         V dyx = dys * XHAT(load(line[0].x + j), SPLAT(line[0].k), SPLAT(line[0].r), SPLAT(line[0].c));
         for (int i = 1; i < rows; i++) {
@@ -321,8 +386,6 @@ INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscal
         doffset[j] += dys;
     }
 }
-
-#define DX(g, xhat, r, mean_g, mean_gx) (((g) - (mean_g) - (xhat) * (mean_gx)) * (r))
 
 INLINE void sweep_elements(const Line *line, const T *scale, ptrdiff_t begin, ptrdiff_t end)
 {
@@ -381,6 +444,7 @@ typedef struct {
     const T *x, *dy, *scale;
     T *dx;
     ptrdiff_t step;
+    int later; /* what is fetched is read */
     V k[4], r[4], c[4], mean_g[4], mean_gx[4];
 } Four;
 
@@ -465,7 +529,7 @@ INLINE void sweep_together(const Four *four, ptrdiff_t m, double *dscale, double
         V dx[4], dyx, dys;
         if (ahead && (j - begin) % (2 * NARROW) < W) /* two lines of a row at a time: memory likes pairs */
             for (int i = 0; i < 4; i++)
-                fetch((const T *)((const char *)(four->dy + i * four->step + j) + ahead), 2 * NARROW);
+                fetch((const T *)((const char *)(four->dy + i * four->step + j) + ahead), 2 * NARROW, four->later);
         dx_of_four(dx, &dyx, &dys, four, j);
         for (int i = 0; i < 4; i++)
             if (streamed)
@@ -497,7 +561,7 @@ INLINE void sweep_fours(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t 
     Seam seams[5];
     seams[0].open = 0;
     for (ptrdiff_t i = 0, m; i < rows; i += 4, row += 4) {
-        Four four = {.step = step};
+        Four four = {.step = step, .later = job->stream == LNORM_IN_TURN};
         for (int k = 0; k < 4; k++) {
             Line line;
             know(&line, &row[k]);
@@ -568,9 +632,9 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
                 line[i].dx = place(&vdx, dx[i], j, row[i].exponent);
             }
             if (dscale && rows == 1)
-                add_gradients(line, 1, m, dscale + (j - begin), doffset + (j - begin));
+                add_gradients(line, 1, m, dscale + (j - begin), doffset + (j - begin), 0);
             else if (dscale)
-                add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin));
+                add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin), 0);
             for (int i = 0; i < rows; i++) {
                 if (!isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
                     fill(line[i].dx, m, (T)NAN);
@@ -584,6 +648,83 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
     }
     close_seam(&seam);
     *at = walk;
+}
+
+/* dx of a row, its ends in the seam and the rest pending. */
+INLINE void begin_pending_dx(PendingDx *pending, const Line *line, const lnorm_walk *walk, Seam *seam)
+{
+    const lnorm_job *job = walk->job;
+    const ptrdiff_t begin = until_aligned(line->dx, LINE), rest = (job->n - begin) % NARROW, last = job->n - NARROW;
+    const int step = !job->op[LNORM_SCALE].block;
+    const T *scale = (const T *)walk->at[LNORM_SCALE];
+    PendingDx head = {.line = *line, .scale = scale}, tail = head;
+    head.line.dx = seam->line + NARROW;
+    write_dx(&head, NARROW, 0);
+    begin_at_seam(seam, line->dx, begin);
+    tail.line.x += last;
+    tail.line.dy += last;
+    tail.line.dx = seam->line;
+    tail.scale += last * step;
+    write_dx(&tail, NARROW, 0);
+    end_at_seam(seam, line->dx + job->n, rest);
+    *pending =
+        (PendingDx){.line = *line, .scale = scale + begin * step, .left = job->n - begin - rest, .scale_step = step};
+    pending->line.x += begin;
+    pending->line.dy += begin;
+    pending->line.dx += begin;
+}
+
+/* Sums and gradients of four rows, while dx of the four before is written around the caches. */
+static void backward_in_turn(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, double *dscale, double *doffset)
+{
+    lnorm_walk walk;
+    View vx, vscale, vdy;
+    PendingDx pending[4] = {0};
+    Seam seam;
+    seam.open = 0;
+    view_of(&vx, job, LNORM_X);
+    view_of(&vscale, job, LNORM_SCALE);
+    view_of(&vdy, job, LNORM_DY);
+    lnorm_walk_to(&walk, job, first);
+    for (int rows; first < last; first += rows) {
+        lnorm_walk begin = walk;
+        lnorm_row row[4];
+        Line line[4];
+        Total total_x[4], total_g[4], total_gx[4];
+        rows = last - first < 4 ? 1 : 4;
+        for (int i = 0; i < rows; i++) {
+            standardize(job, first + i, &vx, walk.at[LNORM_X], &row[i]);
+            total_of_row(&total_x[i], &total_g[i], &total_gx[i], &vx, &vscale, &vdy, walk.at[LNORM_X],
+                         walk.at[LNORM_SCALE], walk.at[LNORM_DY], &row[i], 0, &pending[i]);
+            line[i] = (Line){(T *)walk.at[LNORM_DX], (const T *)walk.at[LNORM_X], (const T *)walk.at[LNORM_DY]};
+            lnorm_walk_on(&walk, 1);
+        }
+        for (int i = 0; i < 4; i++)
+            write_rest_dx(&pending[i]);
+        if (rows == 4)
+            mean_of_rows(row, total_x, total_g, total_gx, job->n, 4);
+        else
+            mean_of_rows(row, total_x, total_g, total_gx, job->n, 1);
+        int special = 0;
+        for (int i = 0; i < rows; i++) {
+            special |= row[i].exponent || !isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx);
+            know(&line[i], &row[i]);
+        }
+        if (special) {
+            sweep_rows(&begin, first, first + rows, row, 0, job->n, dscale, doffset);
+            continue;
+        }
+        if (rows == 4)
+            add_gradients(line, 4, job->n, dscale, doffset, 4 * T_SIZE * job->n);
+        else
+            add_gradients(line, 1, job->n, dscale, doffset, 0);
+        for (int i = 0; i < rows; i++)
+            begin_pending_dx(&pending[i], &line[i], &begin, &seam);
+    }
+    for (int i = 0; i < 4; i++)
+        write_rest_dx(&pending[i]);
+    close_seam(&seam);
+    FENCE(1);
 }
 
 /* dx from the p-th observation on, and the terms of the gradients. */

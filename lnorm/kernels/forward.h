@@ -169,7 +169,7 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
     begin_stats(&progress, x, n, rows);
     for (int i = 0; i < rows; i++) {
         if (ahead)
-            fetch(x[i] + rows * x_step, n);
+            fetch(x[i] + rows * x_step, n, 0);
         sum_row(&progress.total_d[i], &progress.total_d2[i], x[i], n, progress.center[i], NULL);
     }
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))

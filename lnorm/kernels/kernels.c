@@ -179,9 +179,10 @@ int lnorm_around(void)
 #endif
 }
 
-#define KERNELS(isa, type)                                                               \
-    {forward_##isa##_##type,    long_sums_##isa##_##type,     long_stats_##isa##_##type, \
-     long_write_##isa##_##type, backward_sums_##isa##_##type, backward_sweep_##isa##_##type}
+#define KERNELS(isa, type)                                                                        \
+    {forward_##isa##_##type,         long_sums_##isa##_##type,     long_stats_##isa##_##type,     \
+     long_write_##isa##_##type,      backward_sums_##isa##_##type, backward_sweep_##isa##_##type, \
+     backward_in_turn_##isa##_##type}
 
 const lnorm_isa lnorm_isas[] = {
 #ifdef LNORM_X86

@@ -170,11 +170,14 @@ INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
     memcpy(to + end, from + end, (size_t)(m - end) * T_SIZE);
 }
 
-/* n elements that are read next. */
-INLINE void fetch(const T *x, ptrdiff_t n)
+/* n elements that are read next; or later, to the second level. */
+INLINE void fetch(const T *x, ptrdiff_t n, int later)
 {
     for (ptrdiff_t j = 0; j < n; j += NARROW)
-        PREFETCH(x + j);
+        if (later)
+            PREFETCH_FAR(x + j);
+        else
+            PREFETCH(x + j);
 }
 
 /* Lanes begin ... end - 1 of v. One by one: a masked store to a line beyond the caches holds up those that follow. */
