@@ -336,13 +336,14 @@ static NOINLINE void forward_one_by_one(lnorm_walk *walk, ptrdiff_t first, ptrdi
     close_seam(&seam);
 }
 
-/* Rows that may be taken together. Fours and twos that begin at the same place of a line share scale and offset in registers. */
+/* Rows that may be taken together. Fours and twos that begin at the same place of a line share scale and offset in registers, where
+   there are 32 of these: with 16, one row at a time takes 0.8 of the time (Emerald Rapids). */
 static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const lnorm_job *job = walk->job;
     const ptrdiff_t n = job->n, bytes = n * T_SIZE;
     const int bare = job->op[LNORM_SCALE].block && job->op[LNORM_OFFSET].block, far = job->size > DISTANT;
-    const int share = n > FEW && bytes % LINE == 0 && !job->stream;
+    const int share = BYTES == 64 && n > FEW && bytes % LINE == 0 && !job->stream;
     const int in_turn = job->stream && !bare && !FETCH_NEXT && IN_TURN <= bytes && bytes <= IN_TURN_MOST;
     const ptrdiff_t width = in_turn ? LNORM_BLOCK : block_width(job);
     const int most = !BYTES                               ? 1
