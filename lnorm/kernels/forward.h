@@ -374,36 +374,43 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
     close_seam(&seam);
 }
 
-/* Row i, whose elements stand side by side, its ends in the seam and the rest pending. */
-INLINE void begin_pending(Pending *pending, const lnorm_walk *walk, const Stats *s, Seam *seam)
+/* A row whose elements stand side by side, its ends in the seam and the rest pending. */
+INLINE void begin_pending(Pending *pending, const lnorm_walk *walk, const Stats *s, View *vscale, View *voffset,
+                          Seam *seam)
 {
-    const lnorm_job *job = walk->job;
-    T *y = (T *)walk->at[LNORM_Y];
+    const ptrdiff_t n = walk->job->n, last = n - NARROW;
+    const char *scale = walk->at[LNORM_SCALE], *offset = walk->at[LNORM_OFFSET];
     const T *x = (const T *)walk->at[LNORM_X];
-    const ptrdiff_t begin = until_aligned(y, LINE), rest = (job->n - begin) % NARROW, last = job->n - NARROW;
-    affine_line(seam->line + NARROW, x, parameter(walk, LNORM_SCALE, 0), parameter(walk, LNORM_OFFSET, 0), s, 0);
+    T *y = (T *)walk->at[LNORM_Y];
+    const ptrdiff_t begin = until_aligned(y, LINE), rest = (n - begin) % NARROW;
+    affine_line(seam->line + NARROW, x, get(vscale, scale, 0, NARROW, 0), get(voffset, offset, 0, NARROW, 0), s, 0);
     begin_at_seam(seam, y, begin);
-    affine_line(seam->line, x + last, parameter(walk, LNORM_SCALE, last), parameter(walk, LNORM_OFFSET, last), s, 0);
-    end_at_seam(seam, y + job->n, rest);
-    *pending = (Pending){.y = y + begin,
-                         .x = x + begin,
-                         .scale = parameter(walk, LNORM_SCALE, begin),
-                         .offset = parameter(walk, LNORM_OFFSET, begin),
-                         .left = job->n - begin - rest,
-                         .scale_step = !job->op[LNORM_SCALE].block,
-                         .offset_step = !job->op[LNORM_OFFSET].block,
-                         .k = s->k[0],
-                         .r = s->r[0],
-                         .c = s->c[0]};
+    affine_line(seam->line, x + last, get(vscale, scale, last, NARROW, 0), get(voffset, offset, last, NARROW, 0), s, 0);
+    end_at_seam(seam, y + n, rest);
+    *pending = (Pending){.y = y,
+                         .x = x,
+                         .at = begin,
+                         .end = n - rest,
+                         .k = *s->k,
+                         .r = *s->r,
+                         .c = *s->c,
+                         .vscale = vscale,
+                         .voffset = voffset,
+                         .scales = scale,
+                         .offsets = offset,
+                         .held_end = begin};
 }
 
 /* Rows whose elements stand side by side, each of which is written while the next is summed. */
 static NOINLINE void forward_in_turn(lnorm_walk *walk, ptrdiff_t first, ptrdiff_t last)
 {
     const lnorm_job *job = walk->job;
-    Pending pending = {.left = 0};
+    Pending pending = {.at = 0};
+    View vscale, voffset;
     Seam seam;
     seam.open = 0;
+    view_of(&vscale, job, LNORM_SCALE);
+    view_of(&voffset, job, LNORM_OFFSET);
     while (first < last) {
         const T *x = (const T *)walk->at[LNORM_X];
         Progress progress;
@@ -412,7 +419,7 @@ static NOINLINE void forward_in_turn(lnorm_walk *walk, ptrdiff_t first, ptrdiff_
         sum_row(progress.total_d, progress.total_d2, x, job->n, *progress.center, &pending);
         write_rest(&pending);
         if (settle_rows(&s, &progress, job->n, job->epsilon, 1) == SETTLED || settle_rest(&s, job, &x, 1)) {
-            begin_pending(&pending, walk, &s, &seam);
+            begin_pending(&pending, walk, &s, &vscale, &voffset, &seam);
             if (job->mean) {
                 job->mean[first] = *s.mean;
                 job->rstd[first] = *s.rstd;
@@ -514,7 +521,8 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if (lie_alike(job) && job->stream == LNORM_IN_TURN && BYTES >= 32 && job->n > 2 * SHORT)
+        if (job->stream == LNORM_IN_TURN && BYTES >= 32 && job->n > 2 * SHORT && job->op[LNORM_X].contiguous &&
+            job->op[LNORM_Y].contiguous)
             forward_in_turn(&walk, first, last);
         else if (lie_alike(job) && !(job->stream && FEW < job->n && job->n < ALONE))
             forward_together(&walk, first, last);
