@@ -556,6 +556,8 @@ INLINE void long_row(Row *one, const lnorm_job *job, ptrdiff_t i)
 static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums)
 {
     Row one;
+    Pending none = {.at = 0}, *const pending =
+                                  job->stream == LNORM_IN_TURN ? &none : NULL; /* so that x is asked for ahead */
     long_row(&one, job, i);
     for (ptrdiff_t segment = first; segment < last; segment++) {
         const ptrdiff_t begin = segment * LNORM_SEGMENT, rest = job->n - begin;
@@ -564,7 +566,7 @@ static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdif
         for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
             const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
             Lanes lanes;
-            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center, NULL);
+            add_up(&lanes, get(&one.x, one.at[LNORM_X], b, m, 0), m, *one.progress.center, pending);
             empty_lanes(&segment_sums, &lanes, b == begin);
         }
         memcpy((char *)sums + segment * LNORM_SUMS_BYTES, &segment_sums, sizeof segment_sums);
@@ -606,6 +608,8 @@ static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdi
     *one.s.exponent = row->exponent;
     for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
         const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
+        if (job->stream == LNORM_IN_TURN && one.x.op->contiguous)
+            fetch((const T *)(one.at[LNORM_X] + FAR_AHEAD) + b, m, 1);
         write_row(&one, b, m, &vscale, &voffset, &vy, &seam, job->stream, NULL);
     }
     close_seam(&seam);
