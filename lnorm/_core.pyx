@@ -747,8 +747,11 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
         if wide:
             plan.rows = <lnorm_row *>PyMem_Malloc(observations * sizeof(lnorm_row))
         if dscale != NULL:
-            memory = PyMem_Malloc(wave * 2 * plan.stride * sizeof(double) + 64)
-            partials = <double *>((<size_t>memory + 63) & ~<size_t>63)  # whole registers on whole cache lines
+            # Whole registers on whole cache lines: where dx is swept from its first line on, the sums of those columns are.
+            memory = PyMem_Malloc(wave * 2 * plan.stride * sizeof(double) + 128)
+            partials = <double *>((<size_t>memory + 63) & ~<size_t>63)
+            if not (job.stream or job.columns) and job.n >= LNORM_BLOCK:
+                partials += (<size_t>job.op[<int>LNORM_DX].data // itemsize) % 8
             total = <double *>PyMem_Malloc(4 * total_size * sizeof(double))
             if total != NULL:
                 memset(total, 0, 4 * total_size * sizeof(double))
