@@ -696,7 +696,8 @@ static void backward_in_turn(const lnorm_job *job, ptrdiff_t first, ptrdiff_t la
             standardize(job, first + i, &vx, walk.at[LNORM_X], &row[i]);
             total_of_row(&total_x[i], &total_g[i], &total_gx[i], &vx, &vscale, &vdy, walk.at[LNORM_X],
                          walk.at[LNORM_SCALE], walk.at[LNORM_DY], &row[i], 0, &pending[i]);
-            line[i] = (Line){(T *)walk.at[LNORM_DX], (const T *)walk.at[LNORM_X], (const T *)walk.at[LNORM_DY]};
+            line[i] = (Line){
+                .dx = (T *)walk.at[LNORM_DX], .x = (const T *)walk.at[LNORM_X], .dy = (const T *)walk.at[LNORM_DY]};
             lnorm_walk_on(&walk, 1);
         }
         for (int i = 0; i < 4; i++)
