@@ -411,7 +411,7 @@ INLINE void sweep_row(const Line *line, const T *scale, ptrdiff_t m, Seam *seam,
     const ptrdiff_t begin = streamed || m >= LNORM_BLOCK ? until_aligned(line->dx, LINE) : 0;
     const ptrdiff_t rest = (m - begin) % NARROW, end = m - rest;
     const ptrdiff_t step = direction(line->x, line->dy, line->dx);
-    T head[NARROW], tail[NARROW];
+    T head[NARROW] = {0}, tail[NARROW] = {0};
     if (m < NARROW) {
         sweep_elements(line, scale, 0, m);
         return;
