@@ -29,7 +29,7 @@ INLINE void know(Line *line, const lnorm_row *row)
 typedef struct {
     Line line;
     const T *scale;
-    ptrdiff_t left, scale_step; /* elements; the step as in Pending */
+    ptrdiff_t left, scale_step; /* elements; the step 1, or 0 where one block serves for all */
 } PendingDx;
 
 /* m elements of it. */

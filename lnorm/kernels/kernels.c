@@ -61,7 +61,7 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
    without it with AVX-512 (Zen 4); and in narrower registers arithmetic takes longer than memory. */
 #define FETCH_NEXT (BYTES == 32)
 
-/* The same in the second level, for rows in turn (8 to 16 KB: even). */
+/* Bytes between what is summed of a row in turn and what is asked for, to the second level (4 to 16 KB: even). */
 #define FAR_AHEAD (1 << 13)
 
 /* Bytes of the next rows that are fetched at most, while some are at hand: more would push these out. */
