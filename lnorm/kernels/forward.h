@@ -433,59 +433,51 @@ static NOINLINE void forward_in_turn(lnorm_walk *walk, ptrdiff_t first, ptrdiff_
     close_seam(&seam);
 }
 
-/* One element of m observations side by side, or some elements, which so share the registers of what differs between
-   observations: k, r and c. */
+/* One element of m observations side by side. */
 typedef struct {
-    T *y[ABREAST];
-    const T *x[ABREAST];
-    T scale[ABREAST], offset[ABREAST];
-} Elements;
+    T *y;
+    const T *x;
+    T scale, offset;
+} Element;
 
-/* The last register may overlap the one before; it is computed before anything is written, because y may be x. */
-INLINE void affine_across(const Elements *at, int elements, const Strip *s, ptrdiff_t m)
+#define OUT(j) AFFINE(load(at->x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
+
+/* Whole registers, and the ends, which may overlap them: these are computed before anything is written, because y may be x. */
+INLINE void affine_across(const Element *at, const Strip *s, ptrdiff_t m)
 {
-    V tail[ABREAST];
-    for (int q = 0; q < elements; q++)
-        tail[q] = AFFINE(load(at->x[q] + m - W), load(s->k + m - W), load(s->r + m - W), load(s->c + m - W),
-                         SPLAT(at->scale[q]), SPLAT(at->offset[q]));
-    for (ptrdiff_t j = 0; j <= m - W; j += W) {
-        const V k = load(s->k + j), r = load(s->r + j), c = load(s->c + j);
-        UNROLL for (int q = 0; q < elements; q++)
-            store(at->y[q] + j, AFFINE(load(at->x[q] + j), k, r, c, SPLAT(at->scale[q]), SPLAT(at->offset[q])));
-    }
-    for (int q = 0; q < elements; q++)
-        store(at->y[q] + m - W, tail[q]);
+    const V g = SPLAT(at->scale), b = SPLAT(at->offset), head = OUT(0), tail = OUT(m - W);
+    const ptrdiff_t begin = until_aligned(at->y, W * T_SIZE);
+    for (ptrdiff_t j = begin; j <= m - W; j += W)
+        store(at->y + j, OUT(j));
+    if (begin)
+        store(at->y, head);
+    store(at->y + m - W, tail);
 }
 
-/* One element, in whole lines around the caches. The same element of the next observations is fetched. */
-INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
+/* Whole lines around the caches, and the ends. The same element of the next observations is fetched. */
+INLINE void stream_across(const Element *at, const Strip *s, ptrdiff_t m)
 {
-    T *y = at->y[0];
-    const T *x = at->x[0];
-    const V g = SPLAT(at->scale[0]), b = SPLAT(at->offset[0]);
-    const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
-#define OUT(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
+    const V g = SPLAT(at->scale), b = SPLAT(at->offset);
+    const ptrdiff_t begin = until_aligned(at->y, LINE), end = begin + (m - begin) / NARROW * NARROW;
     for (ptrdiff_t j = 0; j < begin; j += W)
-        store_part(y + j, OUT(j), 0, begin - j < W ? begin - j : W);
+        store_part(at->y + j, OUT(j), 0, begin - j < W ? begin - j : W);
     for (ptrdiff_t j = begin; j < end; j += W) {
         if ((j - begin) % NARROW < W)
-            PREFETCH(x + j + m);
-        stream_to(y + j, OUT(j));
+            PREFETCH(at->x + j + m);
+        stream_to(at->y + j, OUT(j));
     }
     for (ptrdiff_t j = m - W; j > end - W; j -= W)
-        store_part(y + j, OUT(j), end > j ? end - j : 0, W);
-#undef OUT
+        store_part(at->y + j, OUT(j), end > j ? end - j : 0, W);
 }
+#undef OUT
 
-INLINE void find_elements(Elements *at, const lnorm_walk *walk, ptrdiff_t j, int elements)
+INLINE Element element_of(const lnorm_walk *walk, ptrdiff_t j)
 {
     const lnorm_operand *op = walk->job->op;
-    for (int q = 0; q < elements; q++, j++) {
-        at->y[q] = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]);
-        at->x[q] = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]);
-        at->scale[q] = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]);
-        at->offset[q] = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0]);
-    }
+    return (Element){.y = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]),
+                     .x = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]),
+                     .scale = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]),
+                     .offset = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0])};
 }
 
 /* y of a strip. False, and nothing is written, if one observation is not finite or near the limits of its type. */
@@ -495,21 +487,15 @@ static NOINLINE int forward_strip(const lnorm_walk *walk, View *vx, double *mean
     const int streamed = job->stream && m >= 2 * NARROW;
     Strip strip;
     Lane sums[WAITING];
-    Elements at;
     strip_of(&strip, walk, m);
     if (!stats_of_strip(&strip, sums, vx, mean, rstd))
         return 0;
-    ptrdiff_t j = 0;
-    for (; j + ABREAST <= job->n && !streamed; j += ABREAST) {
-        find_elements(&at, walk, j, ABREAST);
-        affine_across(&at, ABREAST, &strip, m);
-    }
-    for (; j < job->n; j++) {
-        find_elements(&at, walk, j, 1);
+    for (ptrdiff_t j = 0; j < job->n; j++) {
+        const Element at = element_of(walk, j);
         if (streamed)
             stream_across(&at, &strip, m);
         else
-            affine_across(&at, 1, &strip, m);
+            affine_across(&at, &strip, m);
     }
     return 1;
 }

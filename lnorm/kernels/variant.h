@@ -3,7 +3,7 @@
 
 #define NAME(name) LNORM_JOIN(name, ISA, T)
 #define D NAME(D)
-#define Elements NAME(Elements)
+#define Element NAME(Element)
 #define Four NAME(Four)
 #define I NAME(I)
 #define Lane NAME(Lane)
@@ -64,7 +64,7 @@
 #define end_at_seam NAME(end_at_seam)
 #define fetch NAME(fetch)
 #define fill NAME(fill)
-#define find_elements NAME(find_elements)
+#define element_of NAME(element_of)
 #define finish NAME(finish)
 #define finish_row NAME(finish_row)
 #define first_lanes NAME(first_lanes)
