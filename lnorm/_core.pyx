@@ -322,9 +322,10 @@ cdef char *zeros_float64 = <char *>cnp.PyArray_DATA(zeros_f64)
 # both ways take the same time.)
 cdef enum:
     STREAM_BYTES = 16 << 20
-    STREAM_RUN_BYTES = 1 << 10  # the ends of what stands side by side, parts of a cache line, are not streamed,
-    STREAM_ROW_BYTES = 1 << 9   # but for rows end to end, which share these lines; shorter ones wait for more than they save,
-    STREAM_SWEPT_BYTES = 1 << 7  # but for whole lines in the backward pass, where four rows wait at once
+    STREAM_RUN_BYTES = 1 << 10   # the ends of what stands side by side, parts of a cache line, are not streamed,
+    STREAM_ROW_BYTES = 1 << 9    # but for rows end to end, which share these lines; shorter ones wait for more than they save,
+    STREAM_LINES_BYTES = 1 << 6  # but for rows of whole lines
+    STREAM_SWEPT_BYTES = 1 << 7  # (in the backward pass with gradients, where four rows wait at once; else they do not pay)
 
 
 cdef inline int streams(const lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
@@ -591,7 +592,7 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
     if mean is not None:
         set_statistics(&job, mean, rstd)
     if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = streams(&job, 2, cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES)
+        job.stream = streams(&job, 2, cnp.PyArray_ITEMSIZE(x), STREAM_LINES_BYTES)
     if copied:
         cnp.PyArray_CopyInto(y, source)
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
@@ -1043,7 +1044,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             set_rows(&job, LNORM_GRAD, NULL, 0, 0)
             job.stream = 0
             if job.op[<int>LNORM_Y].data != job.op[<int>LNORM_X].data:
-                job.stream = streams(&job, 2, job.op[<int>LNORM_X].inner[0], STREAM_ROW_BYTES)
+                job.stream = streams(&job, 2, job.op[<int>LNORM_X].inner[0], STREAM_LINES_BYTES)
             if return_stats:
                 mean, rstd = empty_statistic(<cnp.ndarray>x), empty_statistic(<cnp.ndarray>x)
                 set_statistics(&job, <cnp.ndarray>mean, <cnp.ndarray>rstd)

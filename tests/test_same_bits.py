@@ -310,6 +310,8 @@ def test_dx_of_columns_is_that_of_rows(n, columns, scale, dtype):
 @pytest.mark.parametrize(
     ("n", "megabytes"),
     [
+        (16, 18),
+        (32, 18),
         (64, 18),
         (128, 18),
         (130, 18),
@@ -440,6 +442,8 @@ def test_dx_is_the_same_wherever_it_begins(n, begin, dtype):
 @pytest.mark.parametrize(
     ("n", "megabytes"),
     [
+        (16, 18),
+        (64, 18),
         (128, 18),
         (141, 18),
         (240, 18),

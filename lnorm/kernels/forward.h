@@ -111,6 +111,55 @@ INLINE void affine_streamed(T *y, const T *x, const T *scale, const T *offset, p
     end_at_seam(seam, y + m, rest);
 }
 
+/* Rows of whole lines, end to end, that begin anywhere in one: the scales and offsets of the line that two rows share, and which of
+   its elements are of the first. */
+typedef struct {
+    ptrdiff_t begin; /* elements of a row up to its first whole line */
+    T scale[NARROW], offset[NARROW];
+    int32_t of_first[LINE / 4];
+} Border;
+
+static NOINLINE void border_of(Border *border, const T *y, const T *scale, const T *offset, ptrdiff_t n)
+{
+    const ptrdiff_t begin = until_aligned(y, LINE), rest = NARROW - begin;
+    border->begin = begin;
+    memcpy(border->scale, scale + n - rest, (size_t)rest * T_SIZE);
+    memcpy(border->scale + rest, scale, (size_t)begin * T_SIZE);
+    memcpy(border->offset, offset + n - rest, (size_t)rest * T_SIZE);
+    memcpy(border->offset + rest, offset, (size_t)begin * T_SIZE);
+    for (int i = 0; i < LINE / 4; i++)
+        border->of_first[i] = i < rest * (T_SIZE / 4) ? -1 : 0;
+}
+
+/* The line that row i of a group, at x, shares with the next. */
+INLINE void write_border(T *y, const T *x, const Stats *s, int i, const Border *border)
+{
+    const V k[] = {SPLAT(s->k[i]), SPLAT(s->k[i + 1])}, r[] = {SPLAT(s->r[i]), SPLAT(s->r[i + 1])};
+    const V c[] = {SPLAT(s->c[i]), SPLAT(s->c[i + 1])};
+    UNROLL for (int l = 0; l < NARROW; l += W)
+    {
+        const int32_t *of_first = border->of_first + l * (T_SIZE / 4);
+        stream_to(y + l, AFFINE(load(x + l), choose(of_first, k[0], k[1]), choose(of_first, r[0], r[1]),
+                                choose(of_first, c[0], c[1]), load(border->scale + l), load(border->offset + l)));
+    }
+}
+
+/* Such rows, around the caches; x, too, is end to end. */
+INLINE void stream_end_to_end(T *y, const T *x, const T *scale, const T *offset, ptrdiff_t n, const Stats *s, int rows,
+                              const Border *border, Seam *seam)
+{
+    const ptrdiff_t begin = border->begin, rest = (n - begin) % NARROW;
+    affine_line(seam->line + NARROW, x, scale, offset, s, 0);
+    begin_at_seam(seam, y, begin);
+    affine_line(seam->line, x + rows * n - NARROW, scale + n - NARROW, offset + n - NARROW, s, rows - 1);
+    end_at_seam(seam, y + rows * n, rest);
+    for (int i = 0; i < rows; i++, x += n, y += n) {
+        affine_lines(y + begin, x + begin, scale + begin, offset + begin, n - rest - begin, s, i, NULL);
+        if (rest && i + 1 < rows)
+            write_border(y + n - rest, x + n - rest, s, i, border);
+    }
+}
+
 /* The rows of a group for which the first pass was not enough. False if one is not finite or near the limits of its type. */
 static NOINLINE int settle_rest(Stats *s, const lnorm_job *job, const T *const *x, int rows)
 {
@@ -156,7 +205,7 @@ INLINE void stream_in_turn(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const
 /* Some rows that share scale and offset: their statistics together, and their results if they share registers of scale and
    offset. False, and nothing is written, if one of them is special. */
 INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T *first, ptrdiff_t x_step, double *mean,
-                        double *rstd, ptrdiff_t width, int rows, int share, int ahead, Seam *seam)
+                        double *rstd, ptrdiff_t width, int rows, int share, int ahead, Seam *seam, const Border *border)
 {
     const lnorm_job *job = walk->job;
     const ptrdiff_t n = job->n;
@@ -179,7 +228,10 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
     const int in_turn = job->stream && rows == 4 && n > FEW;
     if (in_turn)
         stream_in_turn(walk, y, y_step, x, &s, rows, seam);
-    for (ptrdiff_t b = 0; b < n && !in_turn; b += width) {
+    if (border)
+        stream_end_to_end(y, first, parameter(walk, LNORM_SCALE, 0), parameter(walk, LNORM_OFFSET, 0), n, &s, rows,
+                          border, seam);
+    for (ptrdiff_t b = 0; b < n && !in_turn && !border; b += width) {
         const T *scale = parameter(walk, LNORM_SCALE, b), *offset = parameter(walk, LNORM_OFFSET, b);
         const ptrdiff_t m = n - b < width ? n - b : width;
         if (job->stream)
@@ -206,24 +258,28 @@ INLINE ptrdiff_t forward_run(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left
 {
     const lnorm_job *job = walk->job;
     const int last = job->outer_ndim - 1;
-    const ptrdiff_t x_step = last < 0 ? 0 : job->op[LNORM_X].outer[last] / T_SIZE;
+    const ptrdiff_t n = job->n, x_step = last < 0 ? 0 : job->op[LNORM_X].outer[last] / T_SIZE;
     const ptrdiff_t y_step = last < 0 ? 0 : job->op[LNORM_Y].outer[last] / T_SIZE;
     const T *x = (const T *)walk->at[LNORM_X];
     T *y = (T *)walk->at[LNORM_Y];
+    const int end_to_end = rows > 4 && job->stream && x_step == n && y_step == n && n % NARROW == 0;
+    Border border;
     ptrdiff_t done = 0;
+    if (end_to_end)
+        border_of(&border, y, parameter(walk, LNORM_SCALE, 0), parameter(walk, LNORM_OFFSET, 0), n);
     while (done + rows <= left &&
            forward_rows(walk, y + done * y_step, y_step, x + done * x_step, x_step,
                         job->mean ? job->mean + i + done : NULL, job->mean ? job->rstd + i + done : NULL, width, rows,
-                        share, ahead, seam))
+                        share, ahead, seam, end_to_end ? &border : NULL))
         done += rows;
     return done;
 }
 
-#define RUN_OF(name, rows)                                                                                           \
-    static NOINLINE ptrdiff_t name(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left, ptrdiff_t width, int share,  \
-                                   int ahead, Seam *seam)                                                            \
-    {                                                                                                                \
-        return forward_run(walk, i, left, width, rows, (rows == 4 || rows == 2) && share, rows == 8 && ahead, seam); \
+#define RUN_OF(name, rows)                                                                                          \
+    static NOINLINE ptrdiff_t name(const lnorm_walk *walk, ptrdiff_t i, ptrdiff_t left, ptrdiff_t width, int share, \
+                                   int ahead, Seam *seam)                                                           \
+    {                                                                                                               \
+        return forward_run(walk, i, left, width, rows, (rows == 4 || rows == 2) && share, rows > 4 && ahead, seam); \
     }
 RUN_OF(forward_sixteens, 16)
 RUN_OF(forward_eights, 8)
@@ -433,51 +489,66 @@ static NOINLINE void forward_in_turn(lnorm_walk *walk, ptrdiff_t first, ptrdiff_
     close_seam(&seam);
 }
 
-/* One element of m observations side by side. */
+/* One element of m observations side by side, or some elements, which so share the registers of what differs between
+   observations: k, r and c. */
 typedef struct {
-    T *y;
-    const T *x;
-    T scale, offset;
-} Element;
+    T *y[ABREAST];
+    const T *x[ABREAST];
+    T scale[ABREAST], offset[ABREAST];
+} Elements;
 
-#define OUT(j) AFFINE(load(at->x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
-
-/* Whole registers, and the ends, which may overlap them: these are computed before anything is written, because y may be x. */
-INLINE void affine_across(const Element *at, const Strip *s, ptrdiff_t m)
+/* Whole registers, where the elements share their place in one, and the ends, which may overlap them: these are computed before
+   anything is written, because y may be x. */
+INLINE void affine_across(const Elements *at, int elements, const Strip *s, ptrdiff_t m)
 {
-    const V g = SPLAT(at->scale), b = SPLAT(at->offset), head = OUT(0), tail = OUT(m - W);
-    const ptrdiff_t begin = until_aligned(at->y, W * T_SIZE);
-    for (ptrdiff_t j = begin; j <= m - W; j += W)
-        store(at->y + j, OUT(j));
-    if (begin)
-        store(at->y, head);
-    store(at->y + m - W, tail);
+#define OUT(q, j, k, r, c) AFFINE(load(at->x[q] + (j)), k, r, c, SPLAT(at->scale[q]), SPLAT(at->offset[q]))
+    const ptrdiff_t begin = until_aligned(at->y[0], W * T_SIZE), end = m - W;
+    V head[ABREAST], tail[ABREAST];
+    for (int q = 0; q < elements; q++) {
+        head[q] = OUT(q, 0, load(s->k), load(s->r), load(s->c));
+        tail[q] = OUT(q, end, load(s->k + end), load(s->r + end), load(s->c + end));
+    }
+    for (ptrdiff_t j = begin; j <= end; j += W) {
+        const V k = load(s->k + j), r = load(s->r + j), c = load(s->c + j);
+        UNROLL for (int q = 0; q < elements; q++) store(at->y[q] + j, OUT(q, j, k, r, c));
+    }
+    for (int q = 0; q < elements; q++) {
+        if (begin)
+            store(at->y[q], head[q]);
+        store(at->y[q] + end, tail[q]);
+    }
+#undef OUT
 }
 
-/* Whole lines around the caches, and the ends. The same element of the next observations is fetched. */
-INLINE void stream_across(const Element *at, const Strip *s, ptrdiff_t m)
+/* One element, in whole lines around the caches. The same element of the next observations is fetched. */
+INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
 {
-    const V g = SPLAT(at->scale), b = SPLAT(at->offset);
-    const ptrdiff_t begin = until_aligned(at->y, LINE), end = begin + (m - begin) / NARROW * NARROW;
+    T *y = at->y[0];
+    const T *x = at->x[0];
+    const V g = SPLAT(at->scale[0]), b = SPLAT(at->offset[0]);
+    const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
+#define OUT(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
     for (ptrdiff_t j = 0; j < begin; j += W)
-        store_part(at->y + j, OUT(j), 0, begin - j < W ? begin - j : W);
+        store_part(y + j, OUT(j), 0, begin - j < W ? begin - j : W);
     for (ptrdiff_t j = begin; j < end; j += W) {
         if ((j - begin) % NARROW < W)
-            PREFETCH(at->x + j + m);
-        stream_to(at->y + j, OUT(j));
+            PREFETCH(x + j + m);
+        stream_to(y + j, OUT(j));
     }
     for (ptrdiff_t j = m - W; j > end - W; j -= W)
-        store_part(at->y + j, OUT(j), end > j ? end - j : 0, W);
-}
+        store_part(y + j, OUT(j), end > j ? end - j : 0, W);
 #undef OUT
+}
 
-INLINE Element element_of(const lnorm_walk *walk, ptrdiff_t j)
+INLINE void find_elements(Elements *at, const lnorm_walk *walk, ptrdiff_t j, int elements)
 {
     const lnorm_operand *op = walk->job->op;
-    return (Element){.y = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]),
-                     .x = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]),
-                     .scale = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]),
-                     .offset = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0])};
+    for (int q = 0; q < elements; q++, j++) {
+        at->y[q] = (T *)(walk->at[LNORM_Y] + j * op[LNORM_Y].inner[0]);
+        at->x[q] = (const T *)(walk->at[LNORM_X] + j * op[LNORM_X].inner[0]);
+        at->scale[q] = *(const T *)(walk->at[LNORM_SCALE] + j * op[LNORM_SCALE].inner[0]);
+        at->offset[q] = *(const T *)(walk->at[LNORM_OFFSET] + j * op[LNORM_OFFSET].inner[0]);
+    }
 }
 
 /* y of a strip. False, and nothing is written, if one observation is not finite or near the limits of its type. */
@@ -487,15 +558,22 @@ static NOINLINE int forward_strip(const lnorm_walk *walk, View *vx, double *mean
     const int streamed = job->stream && m >= 2 * NARROW;
     Strip strip;
     Lane sums[WAITING];
+    Elements at;
     strip_of(&strip, walk, m);
     if (!stats_of_strip(&strip, sums, vx, mean, rstd))
         return 0;
-    for (ptrdiff_t j = 0; j < job->n; j++) {
-        const Element at = element_of(walk, j);
+    const int alike = job->op[LNORM_Y].inner[0] % (W * T_SIZE) == 0;
+    ptrdiff_t j = 0;
+    for (; j + ABREAST <= job->n && alike && !streamed; j += ABREAST) {
+        find_elements(&at, walk, j, ABREAST);
+        affine_across(&at, ABREAST, &strip, m);
+    }
+    for (; j < job->n; j++) {
+        find_elements(&at, walk, j, 1);
         if (streamed)
             stream_across(&at, &strip, m);
         else
-            affine_across(&at, &strip, m);
+            affine_across(&at, 1, &strip, m);
     }
     return 1;
 }

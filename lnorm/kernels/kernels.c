@@ -70,6 +70,10 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
 /* Elements in a cache line. */
 #define NARROW (LINE / T_SIZE)
 
+/* Elements of columns that are written at a time: their scales and offsets take up to half of the registers, which in narrower
+   sets are half as many. */
+#define ABREAST (BYTES == 64 ? 4 : 2)
+
 /* Elements of a short row; see stats.h. */
 #define SHORT 96
 

@@ -241,7 +241,7 @@ INLINE void add_up_short(Total *total, Total *total2, const T *x, ptrdiff_t n)
     for (; j + LANES <= n; j += LANES)
         for (int i = 0; i < DU; i++)
             add_wide_squares(&sum[i], &sum2[i], load_wide(x + j + i * DW));
-    UNROLL for (int i = 0; i < DU; i++)
+    UNROLL for (int i = 0; i < DU && j < n; i++)
     {
         const ptrdiff_t at = j + i * DW;
         if (at + DW <= n)
@@ -380,8 +380,6 @@ INLINE void begin_stats(Progress *progress, const T *const *first, ptrdiff_t n, 
         fill(progress->center, ROWS, 0);
     else
         means_of_first(progress->center, first, n, rows);
-    for (int i = 0; i < rows; i++)
-        progress->total_d[i] = progress->total_d2[i] = (Total){0};
 }
 
 /* The m elements from the b-th on of row i; sums is for as long as the row lasts. */

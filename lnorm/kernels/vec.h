@@ -240,6 +240,17 @@ INLINE V load_part(const T *p, int end, T fill)
 }
 #endif
 
+/* Lanes of a where the mask is set, which has 32 bits for each 4 bytes, else of b. */
+INLINE V choose(const int32_t *mask, V a, V b)
+{
+#if BYTES
+    const I of_a = *(const I *)mask;
+    return (V)(((I)a & of_a) | ((I)b & ~of_a));
+#else
+    return *mask ? a : b;
+#endif
+}
+
 /* The lane tree: lane l takes lane l + h for h = LANES/2 ... 1. The same additions whatever the width of a register,
    which is what makes the bits the same everywhere. Here down to the lanes of one register. */
 INLINE D fold_registers(const D *lanes)
