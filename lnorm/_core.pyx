@@ -731,8 +731,8 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
         plan.plane = plan.group
         plan.unit = BLOCK_ROWS
         plan.batch = min(BATCH_ROWS, max(4, BATCH_BYTES // itemsize // job.n // 4 * 4))
-    plan.in_turn = (job.stream == LNORM_IN_TURN and dscale != NULL and not wide and job.n * itemsize > IN_TURN_BYTES and
-                    lie_side_by_side(job))
+    plan.in_turn = (job.stream == LNORM_IN_TURN and plan.kernels.backward_in_turn != NULL and dscale != NULL and not wide and
+                    job.n * itemsize > IN_TURN_BYTES and lie_side_by_side(job))
     plan.units = (plan.plane + plan.unit - 1) // plan.unit
     count = plan.group // plan.plane * plan.units
     plan.block = (count + plan.blocks - 1) // plan.blocks

@@ -650,6 +650,7 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
     *at = walk;
 }
 
+#if BYTES >= 32
 /* dx of a row, its ends in the seam and the rest pending. */
 INLINE void begin_pending_dx(PendingDx *pending, const Line *line, const lnorm_walk *walk, Seam *seam)
 {
@@ -727,6 +728,7 @@ static void backward_in_turn(const lnorm_job *job, ptrdiff_t first, ptrdiff_t la
     close_seam(&seam);
     FENCE(1);
 }
+#endif
 
 /* dx from the p-th observation on, and the terms of the gradients. */
 INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)

@@ -179,20 +179,26 @@ int lnorm_around(void)
 #endif
 }
 
-#define KERNELS(isa, type)                                                                        \
-    {forward_##isa##_##type,         long_sums_##isa##_##type,     long_stats_##isa##_##type,     \
-     long_write_##isa##_##type,      backward_sums_##isa##_##type, backward_sweep_##isa##_##type, \
-     backward_in_turn_##isa##_##type}
+#define KERNELS(isa, type, in_turn) \
+    {forward_##isa##_##type,        \
+     long_sums_##isa##_##type,      \
+     long_stats_##isa##_##type,     \
+     long_write_##isa##_##type,     \
+     backward_sums_##isa##_##type,  \
+     backward_sweep_##isa##_##type, \
+     in_turn}
 
 const lnorm_isa lnorm_isas[] = {
 #ifdef LNORM_X86
-    {"x86-64-v4", has_v4, KERNELS(v4, float), KERNELS(v4, double)},
-    {"x86-64-v3", has_v3, KERNELS(v3, float), KERNELS(v3, double)},
-    {"x86-64", always, KERNELS(v128, float), KERNELS(v128, double)},
+    {"x86-64-v4", has_v4, KERNELS(v4, float, backward_in_turn_v4_float),
+     KERNELS(v4, double, backward_in_turn_v4_double)},
+    {"x86-64-v3", has_v3, KERNELS(v3, float, backward_in_turn_v3_float),
+     KERNELS(v3, double, backward_in_turn_v3_double)},
+    {"x86-64", always, KERNELS(v128, float, NULL), KERNELS(v128, double, NULL)},
 #elif defined(__GNUC__) && defined(__aarch64__)
-    {"aarch64", always, KERNELS(v128, float), KERNELS(v128, double)},
+    {"aarch64", always, KERNELS(v128, float, NULL), KERNELS(v128, double, NULL)},
 #endif
-    {"generic", always, KERNELS(one, float), KERNELS(one, double)},
+    {"generic", always, KERNELS(one, float, NULL), KERNELS(one, double, NULL)},
 };
 const int lnorm_isa_count = sizeof lnorm_isas / sizeof *lnorm_isas;
 

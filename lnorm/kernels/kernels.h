@@ -78,7 +78,8 @@ typedef struct {
        doffset[j - begin], unless these are NULL. */
     void (*backward_sweep)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, const lnorm_row *rows,
                            ptrdiff_t begin, ptrdiff_t end, double *dscale, double *doffset);
-    /* Both, with gradients, of plain rows of at least a line: dx goes around the caches while the next rows are summed. */
+    /* Both, with gradients, of plain rows of at least a line: dx goes around the caches while the next rows are summed. NULL
+       where registers are narrow: their arithmetic takes longer than memory. */
     void (*backward_in_turn)(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last, double *dscale, double *doffset);
 } lnorm_kernels;
 
