@@ -408,7 +408,7 @@ static NOINLINE void forward_together(lnorm_walk *walk, ptrdiff_t first, ptrdiff
                      : in_turn || (bytes < APART && !far) ? 4
                      : share && bytes < 2 * APART         ? 2
                                                           : 1;
-    const int ahead = far && n <= FEW && most * bytes <= FETCHED;
+    const int ahead = job->size > ROOM && n <= FEW && most * bytes <= FETCHED;
     Seam seam;
     seam.open = 0;
     while (first < last) {
