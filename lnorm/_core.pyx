@@ -336,7 +336,7 @@ cdef inline int streams(const lnorm_job *job, int arrays, ptrdiff_t itemsize, pt
     cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
     if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:
         return around if bytes > STREAM_BYTES else 0
-    if (run >= shortest and (run >= STREAM_ROW_BYTES or run % 64 == 0) and not job.columns and last >= 0 and
+    if (run >= shortest and (run >= STREAM_ROW_BYTES or run % STREAM_LINES_BYTES == 0) and not job.columns and last >= 0 and
             job.op[<int>LNORM_X].outer[last] == run and job.op[<int>LNORM_Y].outer[last] == run):
         return around
     return 0

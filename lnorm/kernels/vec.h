@@ -240,7 +240,7 @@ INLINE V load_part(const T *p, int end, T fill)
 }
 #endif
 
-/* Lanes of a where the mask is set, which has 32 bits for each 4 bytes, else of b. */
+/* Lanes of a where the mask is -1, which has an element for each 4 bytes of a register, else, where it is 0, of b. */
 INLINE V choose(const int32_t *mask, V a, V b)
 {
 #if BYTES
