@@ -109,7 +109,8 @@ cdef extern from "kernels/kernels.h" nogil:
         double *mean
         double *rstd
         bint columns
-        int stream
+        bint stream
+        bint in_turn
         lnorm_operand op[5]
 
     ctypedef struct lnorm_row:
@@ -131,14 +132,10 @@ cdef extern from "kernels/kernels.h" nogil:
         lnorm_kernels float32
         lnorm_kernels float64
 
-    enum:
-        LNORM_AROUND
-        LNORM_IN_TURN
-
     int lnorm_strip(ptrdiff_t, ptrdiff_t) noexcept
     const lnorm_isa lnorm_isas[]
     const int lnorm_isa_count
-    int lnorm_around() noexcept
+    bint lnorm_takes_turns() noexcept
     void lnorm_add_partial(const lnorm_job *, ptrdiff_t, ptrdiff_t, const double *, double *, ptrdiff_t, ptrdiff_t) noexcept
     const char *lnorm_compiler()
 
@@ -178,15 +175,15 @@ def use_instruction_set(wanted):
 
 use_instruction_set(os.environ.get("LNORM_ISA"))
 
-cdef int around = lnorm_around()
+cdef bint in_turn = lnorm_takes_turns()
 
 
 def write_in_turn(wanted):
     """Whether, from now on, a row that goes around the caches is written while the next is summed; None for what suits this
     processor. Both ways give the same bits, as tests check. Returns whether it was so."""
-    global around
-    was = around == LNORM_IN_TURN
-    around = lnorm_around() if wanted is None else LNORM_IN_TURN if wanted else LNORM_AROUND
+    global in_turn
+    was = in_turn
+    in_turn = lnorm_takes_turns() if wanted is None else wanted
     return was
 
 
@@ -328,18 +325,20 @@ cdef enum:
     STREAM_SWEPT_BYTES = 1 << 7  # (in the backward pass with gradients, where four rows wait at once; else they do not pay)
 
 
-cdef inline int streams(const lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
-    """Whether, and how, the result of a job that reads and writes so many arrays as large as x goes around the caches; of rows
-    that stand end to end, also when they have as many bytes as the shortest."""
+cdef void choose_way(lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
+    """How a job goes to memory that reads and writes so many arrays as large as x. Its result goes around the caches, of rows that
+    stand end to end, also when they have as many bytes as the shortest; forward in place, never. What is asked for long before
+    are the next bytes of memory, of which half at least have to be of rows."""
     cdef int last = job.outer_ndim - 1
-    cdef ptrdiff_t bytes = arrays * job.size
+    cdef bint far = arrays * job.size > STREAM_BYTES
     cdef ptrdiff_t run = itemsize * (job.outer_shape[last] if job.columns else job.n)
-    if bytes <= STREAM_BYTES or run >= STREAM_RUN_BYTES:
-        return around if bytes > STREAM_BYTES else 0
-    if (run >= shortest and (run >= STREAM_ROW_BYTES or run % STREAM_LINES_BYTES == 0) and not job.columns and last >= 0 and
-            job.op[<int>LNORM_X].outer[last] == run and job.op[<int>LNORM_Y].outer[last] == run):
-        return around
-    return 0
+    cdef ptrdiff_t step = run if last < 0 or job.columns else job.op[<int>LNORM_X].outer[last]
+    job.in_turn = far and in_turn and 0 < step <= 2 * run
+    job.stream = far and (run >= STREAM_RUN_BYTES or (
+        run >= shortest and (run >= STREAM_ROW_BYTES or run % STREAM_LINES_BYTES == 0) and not job.columns and last >= 0 and
+        step == run and job.op[<int>LNORM_Y].outer[last] == run))
+    if arrays == 2 and job.op[<int>LNORM_X].data == job.op[<int>LNORM_Y].data:
+        job.stream = False
 
 
 cdef enum:
@@ -483,7 +482,7 @@ cdef int fill_job(lnorm_job *job, list arrays, list order, int core, grad_stride
             size *= job.inner_shape[d]
     job.columns = lies_in_columns(job, cnp.PyArray_ITEMSIZE(x), grad_strides is not None)
     job.mean = job.rstd = NULL
-    job.stream = 0
+    job.stream = job.in_turn = False
     return 0
 
 
@@ -591,8 +590,7 @@ def forward(cnp.ndarray x not None, scale, offset, cnp.ndarray y not None, mean,
     job.epsilon = epsilon
     if mean is not None:
         set_statistics(&job, mean, rstd)
-    if job.op[<int>LNORM_X].data != job.op[<int>LNORM_Y].data:
-        job.stream = streams(&job, 2, cnp.PyArray_ITEMSIZE(x), STREAM_LINES_BYTES)
+    choose_way(&job, 2, cnp.PyArray_ITEMSIZE(x), STREAM_LINES_BYTES)
     if copied:
         cnp.PyArray_CopyInto(y, source)
     run_forward(&job, kernels_of(cnp.PyArray_TYPE(x)), cnp.PyArray_SIZE(x) // job.n)
@@ -731,7 +729,7 @@ cdef int run_backward(const lnorm_job *job, int typenum, ptrdiff_t observations,
         plan.plane = plan.group
         plan.unit = BLOCK_ROWS
         plan.batch = min(BATCH_ROWS, max(4, BATCH_BYTES // itemsize // job.n // 4 * 4))
-    plan.in_turn = (job.stream == LNORM_IN_TURN and plan.kernels.backward_in_turn != NULL and dscale != NULL and not wide and
+    plan.in_turn = (job.stream and job.in_turn and plan.kernels.backward_in_turn != NULL and dscale != NULL and not wide and
                     job.n * itemsize > IN_TURN_BYTES and lie_side_by_side(job))
     plan.units = (plan.plane + plan.unit - 1) // plan.unit
     count = plan.group // plan.plane * plan.units
@@ -795,7 +793,7 @@ def backward(cnp.ndarray dy not None, cnp.ndarray x not None, scale, cnp.ndarray
     job.epsilon = epsilon
     if mean is not None:
         set_statistics(&job, mean, rstd)
-    job.stream = streams(&job, 3, cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES if dscale is None else STREAM_SWEPT_BYTES)
+    choose_way(&job, 3, cnp.PyArray_ITEMSIZE(x), STREAM_ROW_BYTES if dscale is None else STREAM_SWEPT_BYTES)
     run_backward(&job, cnp.PyArray_TYPE(x), cnp.PyArray_SIZE(x) // job.n, groups, grad_size,
                  NULL if dscale is None else cnp.PyArray_DATA(dscale),
                  NULL if doffset is None else cnp.PyArray_DATA(doffset))
@@ -1042,9 +1040,7 @@ def layer_norm(x, scale=None, offset=None, *, axis=-1, epsilon=1e-5, out=None, r
             set_operand(&job, LNORM_OFFSET, <cnp.ndarray>offset, typenum, True)
             set_operand(&job, LNORM_Y, <cnp.ndarray>out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 0)
-            job.stream = 0
-            if job.op[<int>LNORM_Y].data != job.op[<int>LNORM_X].data:
-                job.stream = streams(&job, 2, job.op[<int>LNORM_X].inner[0], STREAM_LINES_BYTES)
+            choose_way(&job, 2, job.op[<int>LNORM_X].inner[0], STREAM_LINES_BYTES)
             if return_stats:
                 mean, rstd = empty_statistic(<cnp.ndarray>x), empty_statistic(<cnp.ndarray>x)
                 set_statistics(&job, <cnp.ndarray>mean, <cnp.ndarray>rstd)
@@ -1150,8 +1146,8 @@ def layer_norm_backward(dy, x, scale=None, *, axis=-1, epsilon=1e-5, mean=None, 
             set_operand(&job, LNORM_DY, <cnp.ndarray>dy, typenum, False)
             set_operand(&job, LNORM_DX, <cnp.ndarray>out, typenum, False)
             set_rows(&job, LNORM_GRAD, NULL, 0, 1)
-            job.stream = streams(&job, 3, job.op[<int>LNORM_X].inner[0],
-                                 STREAM_SWEPT_BYTES if param_grads else STREAM_ROW_BYTES)
+            choose_way(&job, 3, job.op[<int>LNORM_X].inner[0],
+                       STREAM_SWEPT_BYTES if param_grads else STREAM_ROW_BYTES)
             if not param_grads:
                 run_backward(&job, typenum, job.outer_shape[0], 1, n, NULL, NULL)
                 return out, None, None
@@ -1185,7 +1181,7 @@ cdef void ufunc_loop(char **args, const cnp.npy_intp *dimensions, const cnp.npy_
     job.size = job.n * size
     job.mean, job.rstd = &mean, &rstd
     job.columns = False
-    job.stream = 0
+    job.stream = job.in_turn = False
     if job.n == 0:
         return
     for i in range(dimensions[0]):

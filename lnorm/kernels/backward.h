@@ -133,9 +133,9 @@ INLINE void add_row(V *sum_x, V *sum_g, V *sum_gx, const T *x, const T *dy, cons
     ptrdiff_t j = 0;
     UNROLL for (int u = 0; u < U; u++) sum_x[u] = sum_g[u] = sum_gx[u] = SPLAT((T)0);
     for (; j + 4 * LANES <= m; j += 4 * LANES) {
-        for (int l = 0; pending && l < 4 * LANES; l += NARROW) {
-            PREFETCH_FAR((const char *)(x + j + l) + FAR_AHEAD);
-            PREFETCH_FAR((const char *)(dy + j + l) + FAR_AHEAD);
+        if (pending) {
+            fetch_pages(x + j, 4 * LANES * T_SIZE);
+            fetch_pages(dy + j, 4 * LANES * T_SIZE);
         }
         add_terms(sum_x, sum_g, sum_gx, x + j, dy + j, scale + j, k, r, 4);
         if (pending)
@@ -219,7 +219,7 @@ INLINE void total_of_row(Total *total_x, Total *total_g, Total *total_gx, View *
         const ptrdiff_t m = n - b < LNORM_BLOCK ? n - b : LNORM_BLOCK;
         V tx[U], tg[U], tgx[U];
         if (ahead)
-            fetch((const T *)(x + ahead) + b, m, vx->job->stream == LNORM_IN_TURN);
+            fetch((const T *)(x + ahead) + b, m, vx->job->in_turn);
         add_row(tx, tg, tgx, get(vx, x, b, m, row->exponent), get(vdy, dy, b, m, 0), get(vscale, scale, b, m, 0), m,
                 (T)row->center, (T)row->rstd, pending);
         if (b == 0) {
@@ -254,7 +254,7 @@ INLINE void sum_rows(const lnorm_walk *walk, ptrdiff_t first, View *vx, View *vs
         if (brief) {
             V tx[U], tg[U], tgx[U];
             if (ahead)
-                fetch((const T *)(x + ahead), job->n, job->stream == LNORM_IN_TURN);
+                fetch((const T *)(x + ahead), job->n, job->in_turn);
             add_row(tx, tg, tgx, get(vx, x, 0, job->n, row[i].exponent), (const T *)dy, (const T *)scale, job->n,
                     (T)row[i].center, (T)row[i].rstd, NULL);
             total_x[i] = total_of_block(tx);
@@ -348,8 +348,7 @@ static void backward_sums(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last,
     }
 }
 
-/* The sums of dy·x̂ and dy over some rows: in T, then added to the columns' sums in double precision. What is ahead of them, in bytes
-   unless 0, is fetched. */
+/* The sums of dy·x̂ and dy over some rows: in T, then added to the columns' sums in double precision. */
 INLINE void add_wide(double *sum, V v)
 {
     D wide[PARTS];
@@ -358,14 +357,10 @@ INLINE void add_wide(double *sum, V v)
         *(D *)(sum + i * DW) += wide[i];
 }
 
-INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscale, double *doffset, ptrdiff_t ahead)
+INLINE void add_gradients(const Line *line, int rows, ptrdiff_t m, double *dscale, double *doffset)
 {
     ptrdiff_t j = 0;
     for (; j + W <= m; j += W) {
-        for (int i = 0; ahead && j % NARROW < W && i < rows; i++) {
-            PREFETCH_FAR((const char *)(line[i].x + j) + ahead);
-            PREFETCH_FAR((const char *)(line[i].dy + j) + ahead);
-        }
         V dys = load(line[0].dy + j);
         V dyx = dys * XHAT(load(line[0].x + j), SPLAT(line[0].k), SPLAT(line[0].r), SPLAT(line[0].c));
         for (int i = 1; i < rows; i++) {
@@ -561,7 +556,7 @@ INLINE void sweep_fours(const lnorm_walk *walk, const lnorm_row *row, ptrdiff_t 
     Seam seams[5];
     seams[0].open = 0;
     for (ptrdiff_t i = 0, m; i < rows; i += 4, row += 4) {
-        Four four = {.step = step, .later = job->stream == LNORM_IN_TURN};
+        Four four = {.step = step, .later = job->in_turn};
         for (int k = 0; k < 4; k++) {
             Line line;
             know(&line, &row[k]);
@@ -632,9 +627,9 @@ static NOINLINE void sweep_rows(lnorm_walk *at, ptrdiff_t first, ptrdiff_t last,
                 line[i].dx = place(&vdx, dx[i], j, row[i].exponent);
             }
             if (dscale && rows == 1)
-                add_gradients(line, 1, m, dscale + (j - begin), doffset + (j - begin), 0);
+                add_gradients(line, 1, m, dscale + (j - begin), doffset + (j - begin));
             else if (dscale)
-                add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin), 0);
+                add_gradients(line, 4, m, dscale + (j - begin), doffset + (j - begin));
             for (int i = 0; i < rows; i++) {
                 if (!isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
                     fill(line[i].dx, m, (T)NAN);
@@ -717,9 +712,9 @@ static void backward_in_turn(const lnorm_job *job, ptrdiff_t first, ptrdiff_t la
             continue;
         }
         if (rows == 4)
-            add_gradients(line, 4, job->n, dscale, doffset, 4 * T_SIZE * job->n);
+            add_gradients(line, 4, job->n, dscale, doffset);
         else
-            add_gradients(line, 1, job->n, dscale, doffset, 0);
+            add_gradients(line, 1, job->n, dscale, doffset);
         for (int i = 0; i < rows; i++)
             begin_pending_dx(&pending[i], &line[i], &begin, &seam);
     }

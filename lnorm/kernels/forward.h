@@ -219,6 +219,8 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
     for (int i = 0; i < rows; i++) {
         if (ahead)
             fetch(x[i] + rows * x_step, n, 0);
+        if (rows <= 4 && n > FEW && job->in_turn && !job->stream) /* in place */
+            fetch_pages(x[i], n * T_SIZE);
         sum_row(&progress.total_d[i], &progress.total_d2[i], x[i], n, progress.center[i], NULL);
     }
     if (settle_rows(&s, &progress, n, job->epsilon, rows) != SETTLED && !settle_rest(&s, job, x, rows))
@@ -585,7 +587,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     lnorm_walk_to(&walk, job, first);
     view_of(&vx, job, LNORM_X);
     if (!job->columns) {
-        if (job->stream == LNORM_IN_TURN && BYTES >= 32 && job->n > 2 * SHORT && job->op[LNORM_X].contiguous &&
+        if (job->stream && job->in_turn && BYTES >= 32 && job->n > 2 * SHORT && job->op[LNORM_X].contiguous &&
             job->op[LNORM_Y].contiguous)
             forward_in_turn(&walk, first, last);
         else if (lie_alike(job) && !(job->stream && FEW < job->n && job->n < ALONE))
@@ -620,8 +622,7 @@ INLINE void long_row(Row *one, const lnorm_job *job, ptrdiff_t i)
 static void long_sums(const lnorm_job *job, ptrdiff_t i, ptrdiff_t first, ptrdiff_t last, void *sums)
 {
     Row one;
-    Pending none = {.at = 0}, *const pending =
-                                  job->stream == LNORM_IN_TURN ? &none : NULL; /* so that x is asked for ahead */
+    Pending none = {.at = 0}, *const pending = job->in_turn ? &none : NULL; /* so that x is asked for ahead */
     long_row(&one, job, i);
     for (ptrdiff_t segment = first; segment < last; segment++) {
         const ptrdiff_t begin = segment * LNORM_SEGMENT, rest = job->n - begin;
@@ -672,8 +673,8 @@ static void long_write(const lnorm_job *job, ptrdiff_t i, ptrdiff_t begin, ptrdi
     *one.s.exponent = row->exponent;
     for (ptrdiff_t b = begin; b < end; b += LNORM_BLOCK) {
         const ptrdiff_t m = end - b < LNORM_BLOCK ? end - b : LNORM_BLOCK;
-        if (job->stream == LNORM_IN_TURN && one.x.op->contiguous)
-            fetch((const T *)(one.at[LNORM_X] + FAR_AHEAD) + b, m, 1);
+        if (job->in_turn && one.x.op->contiguous)
+            fetch_pages((const T *)one.at[LNORM_X] + b, m * T_SIZE);
         write_row(&one, b, m, &vscale, &voffset, &vy, &seam, job->stream, NULL);
     }
     close_seam(&seam);

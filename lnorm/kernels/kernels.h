@@ -30,10 +30,6 @@ enum {
     LNORM_DX = LNORM_Y
 };
 
-/* How results are written that do not fit the caches: a row when all of it is known; or while the next row is summed, so that
-   memory is read and written at once, and what is read is asked for long before. */
-enum { LNORM_AROUND = 1, LNORM_IN_TURN };
-
 typedef struct {
     char *data;                     /* first element of the first row */
     ptrdiff_t outer[LNORM_MAXDIMS]; /* bytes from one observation to the next, per outer dimension */
@@ -51,7 +47,9 @@ typedef struct {
     double epsilon;
     double *mean, *rstd; /* per observation: forward writes them, backward reads them; or NULL */
     int columns;         /* one inner dimension, and observations stand side by side; their parameters are the same */
-    int stream; /* the result does not fit the caches: write around them, LNORM_AROUND or LNORM_IN_TURN; else 0 */
+    int stream;          /* the result does not fit the caches: write around them */
+    int in_turn; /* nor do the operands, and this processor reads memory faster if it is asked long before, and a row around the
+                    caches is written while the next one is summed: memory is read and written at once */
     lnorm_operand op[LNORM_OPERANDS];
 } lnorm_job;
 
@@ -100,8 +98,8 @@ static inline int lnorm_strip(ptrdiff_t left, ptrdiff_t itemsize)
 extern const lnorm_isa lnorm_isas[]; /* compiled in, best first; the last one runs everywhere */
 extern const int lnorm_isa_count;
 
-/* The better of the two on this processor. */
-int lnorm_around(void);
+/* Whether this processor reads and writes rows from memory faster in turn. */
+int lnorm_takes_turns(void);
 
 /* total[k] += partial[j] for the columns begin <= j < end of a row, k the element of the gradient that column j adds to,
    less base. Compensated: total is a pair of arrays, the sums and, `size` further on, what their roundings left. */

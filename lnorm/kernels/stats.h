@@ -142,8 +142,8 @@ INLINE void add_up(Lanes *lanes, const T *x, ptrdiff_t m, T center, Pending *pen
     ptrdiff_t j = 0;
     UNROLL for (int u = 0; u < U; u++) d[u] = d2[u] = SPLAT((T)0);
     for (; j + 4 * LANES <= m; j += 4 * LANES) {
-        for (int l = 0; pending && l < 4 * LANES; l += NARROW)
-            PREFETCH_FAR((const char *)(x + j + l) + FAR_AHEAD);
+        if (pending)
+            fetch_pages(x + j, 4 * LANES * T_SIZE);
         add_squares(d, d2, x + j, k, 4);
         if (pending)
             write_some(pending);
