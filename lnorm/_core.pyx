@@ -326,8 +326,8 @@ cdef enum:
 
 
 cdef void choose_way(lnorm_job *job, int arrays, ptrdiff_t itemsize, ptrdiff_t shortest) noexcept nogil:
-    """How a job goes to memory that reads and writes so many arrays as large as x. Its result goes around the caches, of rows that
-    stand end to end, also when they have as many bytes as the shortest; forward in place, never. What is asked for long before
+    """How a job goes to memory that reads and writes so many arrays as large as x. Its result goes around the caches, also that
+    of rows which stand end to end, from the shortest on (bytes); forward in place, it does not. What is asked for long before
     are the next bytes of memory, of which half at least have to be of rows."""
     cdef int last = job.outer_ndim - 1
     cdef bint far = arrays * job.size > STREAM_BYTES

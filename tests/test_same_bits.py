@@ -283,6 +283,24 @@ def test_columns_in_place_leave_their_neighbours_alone(n, columns, stride, dtype
     assert bits(memory) == bits(before)
 
 
+@pytest.mark.parametrize("stride", [2048, 2050])  # 2048: elements begin at the same place of a page
+@pytest.mark.parametrize("n", [50, 97, 140, 512, 1100])
+@pytest.mark.parametrize("images", [1, 12])  # in the caches, and around them
+def test_columns_of_any_stride_have_the_bits_of_rows(images, n, stride, dtype):
+    x = rng_for("stride", n).standard_normal((images, n, stride), np.float32).astype(dtype)
+    x[0, 1, 7] = np.nan
+    x[-1, 3:, stride - 5] += 1000
+    scale, offset = rng_for("stride", n).standard_normal((2, n)).astype(dtype)
+    dy = x[:, ::-1].copy()
+    y = lnorm.layer_norm(x, scale[:, None], offset[:, None], axis=1)
+    dx = lnorm.layer_norm_backward(dy, x, scale[:, None], axis=1)[0]
+    columns = sorted({0, 6, 7, stride - 5, stride - 1, *range(1, stride, 119)})
+    for image in {0, images - 1}:
+        rows, d_rows = (np.ascontiguousarray(a[image][:, columns].T) for a in (x, dy))
+        assert bits(y[image][:, columns].T) == bits(lnorm.layer_norm(rows, scale, offset))
+        assert bits(dx[image][:, columns].T) == bits(lnorm.layer_norm_backward(d_rows, rows, scale)[0])
+
+
 @pytest.mark.parametrize("scale", ["none", "given", "every other element"])
 @pytest.mark.parametrize("columns", [15, 37, 196, 1101])  # the last: strips without special ones too
 @pytest.mark.parametrize("n", [33, 300, 513, 1100, 5000])

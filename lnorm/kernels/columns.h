@@ -13,11 +13,16 @@
    backward pass, and a processor knows the places of 64 at once. */
 #define NEAR 256
 
+/* Elements of an observation up to which those of a lane and of the next one find room in the first level, also where all begin at
+   the same place of a page. */
+#define FITTING 512
+
 typedef struct {
     const T *x, *dy, *scale;
     ptrdiff_t x_step, dy_step, scale_step, n; /* steps in elements */
     int m;                                    /* observations, at least W */
     int span, registers;                      /* registers that are taken together, and all of them */
+    int crowded; /* its elements are far, and begin at the same place of a page: the caches have room for few of them at once */
     /* of each observation: what its sums are centred on; see Stats, and lnorm_row for the backward pass */
     T center[STRIP] __attribute__((aligned(LINE)));
     T k[STRIP], r[STRIP], c[STRIP], mean_g[STRIP], mean_gx[STRIP];
@@ -34,6 +39,7 @@ INLINE void strip_of(Strip *strip, const lnorm_walk *walk, int m)
     strip->scale_step = op[LNORM_SCALE].inner[0] / T_SIZE;
     strip->n = walk->job->n;
     strip->m = m;
+    strip->crowded = strip->x_step * T_SIZE % PAGE == 0 && walk->job->size > ROOM;
     strip->span = m < SPAN * W ? 1 : SPAN;
     strip->registers = (m + strip->span * W - 1) / (strip->span * W) * strip->span;
 }
@@ -63,8 +69,9 @@ INLINE void terms_of(V *d, V *d2, V *d3, const T *x, const T *dy, const T *scale
 }
 
 /* Lane l of the observations in some registers from p on: elements l, l + LANES, ... of means_of_first, add_up_short, add_up,
-   or backward.h's sums. */
-INLINE void sum_lane(Total (*lane)[SPAN * PARTS], const Strip *strip, ptrdiff_t l, int p, int what, int registers)
+   or backward.h's sums. Those of x that are so many elements ahead are fetched. */
+INLINE void sum_lane(Total (*lane)[SPAN * PARTS], const Strip *strip, ptrdiff_t l, int p, ptrdiff_t ahead, int what,
+                     int registers)
 {
     const ptrdiff_t n = strip->n, x_step = LANES * strip->x_step;
     const T *x = strip->x + l * strip->x_step + p;
@@ -75,6 +82,8 @@ INLINE void sum_lane(Total (*lane)[SPAN * PARTS], const Strip *strip, ptrdiff_t 
         for (ptrdiff_t j = l; j < n && (what == ALL_SHORT || j < CENTER); j += LANES, x += x_step)
             for (int i = 0; i < registers * PARTS; i++) {
                 const D wide = load_wide(x + i * DW);
+                if (i % PARTS == 0)
+                    PREFETCH(x + i * DW + ahead);
                 sum[0][i] += wide;
                 if (what == ALL_SHORT)
                     sum[1][i] += wide * wide;
@@ -107,6 +116,8 @@ INLINE void sum_lane(Total (*lane)[SPAN * PARTS], const Strip *strip, ptrdiff_t 
         for (; j < fours; j += 4 * LANES, x += 4 * x_step, dy += 4 * dy_step, scale += 4 * scale_step)
             for (int i = 0; i < registers; i++) {
                 V d[4], d2[4], d3[4];
+                for (int q = 0; q < 4; q++)
+                    PREFETCH(x + q * x_step + i * W + ahead);
                 for (int q = 0; q < 4; q++)
                     terms_of(&d[q], &d2[q], &d3[q], x + q * x_step + i * W, dy + q * dy_step + i * W,
                              scale + q * scale_step, center[i], rstd[i], what);
@@ -148,19 +159,19 @@ INLINE void add_sums(Total (*sum)[SPAN * PARTS], Total (*other)[SPAN * PARTS], i
 
 /* Lane l, or four lanes that stand at the same knot of the tree, and the parts of it that wait for them: their sum takes the
    place of the first. */
-INLINE void add_lanes(Lane *waiting, int parts, const Strip *strip, ptrdiff_t l, int lanes, int first, int what,
-                      int registers)
+INLINE void add_lanes(Lane *waiting, int parts, const Strip *strip, ptrdiff_t l, int lanes, int first, ptrdiff_t ahead,
+                      int what, int registers)
 {
     const int sums = what == FIRST ? 1 : what == BACKWARD ? 3 : 2;
     Total a[3][SPAN * PARTS], b[3][SPAN * PARTS], c[3][SPAN * PARTS];
     const int p = place_of(strip, first);
     first *= PARTS;
-    sum_lane(a, strip, l, p, what, registers);
+    sum_lane(a, strip, l, p, ahead, what, registers);
     if (lanes == 4) {
-        sum_lane(b, strip, l + LANES / 2, p, what, registers);
+        sum_lane(b, strip, l + LANES / 2, p, ahead, what, registers);
         add_sums(a, b, sums, registers);
-        sum_lane(b, strip, l + LANES / 4, p, what, registers);
-        sum_lane(c, strip, l + LANES / 2 + LANES / 4, p, what, registers);
+        sum_lane(b, strip, l + LANES / 4, p, ahead, what, registers);
+        sum_lane(c, strip, l + LANES / 2 + LANES / 4, p, ahead, what, registers);
         add_sums(b, c, sums, registers);
         add_sums(a, b, sums, registers);
     }
@@ -188,17 +199,19 @@ INLINE void sum_lanes(Lane *sums, const Strip *strip, int what, int lanes, int s
         int parts = 0;
         for (; i >> parts & 1; parts++)
             waiting--;
+        const int lane = reversed[i * lanes], last = i + 1 == LANES / lanes || (strip->crowded && strip->n > FITTING);
+        const ptrdiff_t ahead = last ? 0 : (reversed[(i + 1) * lanes] - lane) * strip->x_step;
         for (int first = 0; first < strip->registers; first += span)
-            add_lanes(waiting, parts, strip, reversed[i * lanes], lanes, first, what, span);
+            add_lanes(waiting, parts, strip, lane, lanes, first, ahead, what, span);
     }
 }
 
-/* Lanes one by one where a strip is narrow or its elements are many, else in fours. */
+/* Lanes one by one where a strip is narrow, or its elements are many or crowded, else in fours. */
 INLINE void sum_strip(Lane *sums, const Strip *strip, int what)
 {
     if (strip->span < SPAN)
         sum_lanes(sums, strip, what, 1, 1);
-    else if (what == FIRST || what == ALL_SHORT || strip->n <= NEAR)
+    else if (what == ALL_SHORT || (!strip->crowded && (what == FIRST || strip->n <= NEAR)))
         sum_lanes(sums, strip, what, 4, SPAN);
     else
         sum_lanes(sums, strip, what, 1, SPAN);

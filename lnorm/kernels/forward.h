@@ -522,19 +522,21 @@ INLINE void affine_across(const Elements *at, int elements, const Strip *s, ptrd
 #undef OUT
 }
 
-/* One element, in whole lines around the caches. The same element of the next observations is fetched. */
+/* One element, in whole lines around the caches. The same element of the next observations is fetched, or, because a crowded strip
+   is no longer in the caches, one that is written soon. */
 INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
 {
     T *y = at->y[0];
     const T *x = at->x[0];
     const V g = SPLAT(at->scale[0]), b = SPLAT(at->offset[0]);
+    const ptrdiff_t ahead = s->crowded ? 2 * s->x_step : m;
     const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
 #define OUT(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
     for (ptrdiff_t j = 0; j < begin; j += W)
         store_part(y + j, OUT(j), 0, begin - j < W ? begin - j : W);
     for (ptrdiff_t j = begin; j < end; j += W) {
         if ((j - begin) % NARROW < W)
-            PREFETCH(x + j + m);
+            PREFETCH(x + j + ahead);
         stream_to(y + j, OUT(j));
     }
     for (ptrdiff_t j = m - W; j > end - W; j -= W)
