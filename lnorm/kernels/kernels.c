@@ -61,7 +61,7 @@ enum { FIRST, ALL_SHORT, ALL, BACKWARD };
    without it with AVX-512 (Zen 4); and in narrower registers arithmetic takes longer than memory. */
 #define FETCH_NEXT (BYTES == 32)
 
-/* Pages of memory that a processor is made to read at once; see fetch_pages. (16: even; 4: 1.03; 2: 1.2 of the time.) */
+/* Pages of memory that a processor is made to read at once; see fetch_pages. (16: even; 4: up to 1.03; 2: 1.1 to 1.2 of the time.) */
 enum { PAGES = 8 };
 
 /* Bytes of the next rows that are fetched at most, while some are at hand: more would push these out. */
