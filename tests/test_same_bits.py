@@ -301,6 +301,21 @@ def test_columns_of_any_stride_have_the_bits_of_rows(images, n, stride, dtype):
         assert bits(dx[image][:, columns].T) == bits(lnorm.layer_norm_backward(d_rows, rows, scale)[0])
 
 
+@pytest.mark.parametrize("skip", [0, 1, 4, 15])  # elements between the beginnings of a line and of y
+@pytest.mark.parametrize("stride", [1104, 1101])  # 1104: each element begins at the same place of a line
+@pytest.mark.parametrize("images", [1, 100])  # in the caches, and around them
+def test_columns_that_begin_anywhere_in_a_line_have_the_bits_of_rows(images, stride, skip, dtype):
+    n = 40
+    x = rng_for("line", stride).standard_normal((images, n, stride), np.float32).astype(dtype)
+    room = np.full(16 + x.size + 64, -7, dtype)
+    begin = -room.ctypes.data % 64 // room.itemsize + skip
+    y = room[begin : begin + x.size].reshape(x.shape)
+    lnorm.layer_norm(x, axis=1, out=y)
+    for image in {0, images - 1}:
+        assert bits(y[image].T) == bits(lnorm.layer_norm(np.ascontiguousarray(x[image].T)))
+    assert (room[:begin] == -7).all() and (room[begin + x.size :] == -7).all()
+
+
 @pytest.mark.parametrize("scale", ["none", "given", "every other element"])
 @pytest.mark.parametrize("columns", [15, 37, 196, 1101])  # the last: strips without special ones too
 @pytest.mark.parametrize("n", [33, 300, 513, 1100, 5000])

@@ -735,10 +735,11 @@ INLINE V dx_across(V *dyx, V x, V dy, V scale, const Strip *strip, ptrdiff_t p)
 
 /* One element of m observations side by side; the sums of dy·x̂ and dy over them, of which observation p goes to lane
    p mod LANES, down to one register. The last register of dx may overlap the one before; it is computed before anything is
-   written, because dx may be x or dy. The same element of the next observations is fetched. */
+   written, because dx may be x or dy. What is read later is fetched. */
 INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *strip, ptrdiff_t m, D *sum_dyx,
                          D *sum_dy)
 {
+    const ptrdiff_t x_ahead = ahead_of(strip, strip->x_step), dy_ahead = ahead_of(strip, strip->dy_step);
     const V g = SPLAT(scale), dy_end = load(dy + m - W);
     V tx[U], ty[U], dyx_end, dyx;
     const V dx_end = dx_across(&dyx_end, load(x + m - W), dy_end, g, strip, m - W);
@@ -750,8 +751,8 @@ INLINE void sweep_across(T *dx, const T *x, const T *dy, T scale, const Strip *s
         {
             const V y = load(dy + p + u * W);
             if (u * W % NARROW == 0) {
-                PREFETCH(x + p + u * W + m);
-                PREFETCH(dy + p + u * W + m);
+                PREFETCH(x + p + u * W + x_ahead);
+                PREFETCH(dy + p + u * W + dy_ahead);
             }
             store(dx + p + u * W, dx_across(&dyx, load(x + p + u * W), y, g, strip, p + u * W));
             tx[u] += dyx;
@@ -789,6 +790,7 @@ static NOINLINE int sweep_strip(const lnorm_walk *walk, const lnorm_row *row, pt
 {
     const lnorm_operand *op = walk->job->op;
     Strip strip;
+    strip_of(&strip, walk, m);
     for (int i = 0; i < m; i++) {
         if (row[i].exponent || !isfinite(row[i].rstd + row[i].mean_g + row[i].mean_gx))
             return 0;
@@ -805,6 +807,8 @@ static NOINLINE int sweep_strip(const lnorm_walk *walk, const lnorm_row *row, pt
         for (int q = 0; q < elements; q++) {
             T row[STRIP] __attribute__((aligned(LINE)));
             T *dx = (T *)(walk->at[LNORM_DX] + (j + q) * op[LNORM_DX].inner[0]);
+            if (walk->job->stream)
+                fetch_ends(dx + 2 * (op[LNORM_DX].inner[0] / T_SIZE), m);
             sweep_across(walk->job->stream ? row : dx, (const T *)(walk->at[LNORM_X] + (j + q) * op[LNORM_X].inner[0]),
                          (const T *)(walk->at[LNORM_DY] + (j + q) * op[LNORM_DY].inner[0]),
                          *(const T *)(walk->at[LNORM_SCALE] + (j + q) * op[LNORM_SCALE].inner[0]), &strip, m,

@@ -44,6 +44,10 @@ INLINE void strip_of(Strip *strip, const lnorm_walk *walk, int m)
     strip->registers = (m + strip->span * W - 1) / (strip->span * W) * strip->span;
 }
 
+/* How far from an element that is written that one is which is fetched: the same of the next observations or, because a crowded strip
+   is no longer in the caches, one that is written soon. */
+INLINE ptrdiff_t ahead_of(const Strip *strip, ptrdiff_t step) { return strip->crowded ? 2 * step : strip->m; }
+
 /* The first observation in register i. */
 INLINE int place_of(const Strip *strip, int i)
 {

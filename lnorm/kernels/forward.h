@@ -522,14 +522,13 @@ INLINE void affine_across(const Elements *at, int elements, const Strip *s, ptrd
 #undef OUT
 }
 
-/* One element, in whole lines around the caches. The same element of the next observations is fetched, or, because a crowded strip
-   is no longer in the caches, one that is written soon. */
+/* One element, in whole lines around the caches. What is read later is fetched. */
 INLINE void stream_across(const Elements *at, const Strip *s, ptrdiff_t m)
 {
     T *y = at->y[0];
     const T *x = at->x[0];
     const V g = SPLAT(at->scale[0]), b = SPLAT(at->offset[0]);
-    const ptrdiff_t ahead = s->crowded ? 2 * s->x_step : m;
+    const ptrdiff_t ahead = ahead_of(s, s->x_step);
     const ptrdiff_t begin = until_aligned(y, LINE), end = begin + (m - begin) / NARROW * NARROW;
 #define OUT(j) AFFINE(load(x + (j)), load(s->k + (j)), load(s->r + (j)), load(s->c + (j)), g, b)
     for (ptrdiff_t j = 0; j < begin; j += W)
@@ -574,12 +573,22 @@ static NOINLINE int forward_strip(const lnorm_walk *walk, View *vx, double *mean
     }
     for (; j < job->n; j++) {
         find_elements(&at, walk, j, 1);
-        if (streamed)
+        if (streamed) {
+            fetch_ends(at.y[0] + 2 * (job->op[LNORM_Y].inner[0] / T_SIZE), m);
             stream_across(&at, &strip, m);
-        else
+        } else
             affine_across(&at, 1, &strip, m);
     }
     return 1;
+}
+
+/* The observations of the next strip, of so many that are left. Where the elements of y begin at the same place of a line, the next
+   strip begins with one. */
+INLINE ptrdiff_t strip_width(const lnorm_walk *walk, ptrdiff_t left)
+{
+    const ptrdiff_t m = lnorm_strip(left, T_SIZE),
+                    over = NARROW - until_aligned((const T *)walk->at[LNORM_Y] + m, LINE);
+    return m < left && over < NARROW ? m - over : m;
 }
 
 static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
@@ -599,7 +608,7 @@ static void forward(const lnorm_job *job, ptrdiff_t first, ptrdiff_t last)
     }
     for (ptrdiff_t m, narrow = 0; job->columns && first < last; first += m, narrow -= m) {
         const ptrdiff_t left = lnorm_walk_left(&walk), most = left < last - first ? left : last - first;
-        m = narrow > 0 ? (most < NARROW ? most : NARROW) : lnorm_strip(most, T_SIZE);
+        m = narrow > 0 ? (most < NARROW ? most : NARROW) : strip_width(&walk, most);
         if (m >= W &&
             forward_strip(&walk, &vx, job->mean ? job->mean + first : NULL, job->mean ? job->rstd + first : NULL, m))
             lnorm_walk_on(&walk, m);

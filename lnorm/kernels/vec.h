@@ -170,6 +170,16 @@ INLINE void stream_row(T *to, const T *from, ptrdiff_t m)
     memcpy(to + end, from + end, (size_t)(m - end) * T_SIZE);
 }
 
+/* Of m elements that are written soon around the caches, the lines at the ends that others share: they are written through them, and
+   stores wait for one another. */
+INLINE void fetch_ends(const T *to, ptrdiff_t m)
+{
+    if (until_aligned(to, LINE))
+        PREFETCH_TO_WRITE(to);
+    if (until_aligned(to + m, LINE))
+        PREFETCH_TO_WRITE(to + m);
+}
+
 /* n elements that are read next; or later, to the second level. */
 INLINE void fetch(const T *x, ptrdiff_t n, int later)
 {
