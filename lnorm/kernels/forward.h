@@ -40,6 +40,34 @@ INLINE void affine(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T
     }
 }
 
+/* Rows of at least one register and at most HELD, each of which takes those of scale and offset as they are at hand. The last elements
+   may overlap a register; they are computed before anything is written, because y may be x. */
+INLINE void affine_held(T *y, ptrdiff_t y_step, const T *x, ptrdiff_t x_step, const T *scale, const T *offset,
+                        ptrdiff_t n, const Stats *s, int rows)
+{
+    const ptrdiff_t end = n - W;
+    const V g_end = load(scale + end), b_end = load(offset + end);
+    V g[HELD], b[HELD];
+    UNROLL for (int q = 0; q < HELD; q++)
+    {
+        const ptrdiff_t j = q * W <= end ? q * W : 0;
+        g[q] = load(scale + j);
+        b[q] = load(offset + j);
+    }
+    for (int i = 0; i < rows; i++, x += x_step, y += y_step) {
+        const V k = SPLAT(s->k[i]), r = SPLAT(s->r[i]), c = SPLAT(s->c[i]);
+        const V tail = AFFINE(load(x + end), k, r, c, g_end, b_end);
+        UNROLL for (int q = 0; q < HELD; q++)
+        {
+            if (q * W > end)
+                break;
+            store(y + q * W, AFFINE(load(x + q * W), k, r, c, g[q], b[q]));
+        }
+        if (n % W)
+            store(y + end, tail);
+    }
+}
+
 /* The same of row i of a group, around the caches: at least one line, whole ones, while as much is fetched from `ahead`, read next.
    A line of x is loaded before the one ahead of it is written: where y stands a little ahead of x modulo a page, no load waits
    for a store. */
@@ -240,6 +268,8 @@ INLINE int forward_rows(const lnorm_walk *walk, T *y, ptrdiff_t y_step, const T 
             for (int i = 0; i < rows; i++)
                 affine_streamed(y + i * y_step + b, x[i] + b, scale, offset, m, &s, i, seam,
                                 later ? (const char *)(x[i] + b) + later : NULL);
+        else if (rows > 4 && W <= n && n <= HELD * W)
+            affine_held(y, y_step, x[0], x_step, scale, offset, n, &s, rows);
         else if (share)
             affine(y + b, y_step, x[0] + b, x_step, scale, offset, m, &s, 0, rows);
         else

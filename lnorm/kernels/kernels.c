@@ -74,6 +74,10 @@ enum { PAGES = 8 };
    sets are half as many. */
 #define ABREAST (BYTES == 64 ? 4 : 2)
 
+/* Registers of scale and of offset that are held for all rows of a group: half of those of AVX-512. Fewer are kept on the stack, where
+   they are aligned. */
+#define HELD 8
+
 /* Elements of a short row; see stats.h. */
 #define SHORT 96
 

@@ -42,6 +42,7 @@
 #define affine NAME(affine)
 #define affine_across NAME(affine_across)
 #define affine_fetching NAME(affine_fetching)
+#define affine_held NAME(affine_held)
 #define affine_line NAME(affine_line)
 #define affine_lines NAME(affine_lines)
 #define affine_streamed NAME(affine_streamed)
