@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from . import _core
-from .properties import describe
+from .properties import describe, is_masked
 
 DTYPES = "float32, float64, integers and bool (computed as float64)"
 
@@ -67,7 +67,7 @@ def check_axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 def check_array(name: str, value: Any) -> np.ndarray:
     """An ndarray proper of real numbers that have a float32 or float64 to be computed in."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(
             f"{name} is a masked array, and its mask would be ignored; fill it first, for example {name}.filled(0)"
         )
@@ -106,7 +106,7 @@ def in_precision(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """`out` as an ndarray proper: what a subclass says of itself need not be what its memory is."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray) or is_masked(out):
         raise TypeError(f"out must be a numpy.ndarray or None, got {type(out).__name__}")
     out = np.asarray(out)
     if out.dtype.kind != "f" or out.dtype.newbyteorder("=") != dtype:
@@ -290,7 +290,7 @@ def plan_backward(
 def is_foreign(value: Any) -> bool:
     """An array type with its own __array_ufunc__, such as dask's."""
     own = getattr(type(value), "__array_ufunc__", np.ndarray.__array_ufunc__)
-    return own is not np.ndarray.__array_ufunc__ and not isinstance(value, (np.generic, np.ma.MaskedArray))
+    return own is not np.ndarray.__array_ufunc__ and not (isinstance(value, np.generic) or is_masked(value))
 
 
 def dispatch(x: Any, scale: Any, offset: Any, axis: Any, epsilon: Any, out: Any, return_stats: bool) -> Any:

@@ -44,7 +44,7 @@ def _channel_values(value: Any) -> np.ndarray | None:
     if value is None:
         return None
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or isinstance(value, np.ma.MaskedArray):  # A mask would be ignored.
+    if array.dtype.kind not in "biuf" or p.is_masked(value):  # A mask would be ignored.
         raise TypeError
     if array.size == 0 or array.size != max(array.shape, default=0):
         raise ValueError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,11 @@ def describe(value: Any) -> str:
         text = f"{type(value).__name__} without a repr"
     text = text.replace("\n", " ")
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def is_masked(value: Any) -> bool:
+    """A masked array. Who has none has not imported numpy.ma, which takes 15 ms, and is not made to."""
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 class Rule(NamedTuple):
@@ -142,14 +148,14 @@ def source(value: Any) -> str:
 
 def _weights(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.kind != "f" or isinstance(value, np.ma.MaskedArray):  # A mask would be ignored.
+    if array.dtype.kind != "f" or is_masked(value):  # A mask would be ignored.
         raise TypeError
     return array
 
 
 def _gradient(value: Any) -> np.ndarray | None:
     array = None if value is None else np.asarray(value)
-    if array is not None and (array.dtype.kind not in "fiu" or isinstance(value, np.ma.MaskedArray)):
+    if array is not None and (array.dtype.kind not in "fiu" or is_masked(value)):
         raise TypeError
     return array
 

@@ -170,8 +170,19 @@ def test_a_large_new_result_is_that_of_out(x, axis, threads):
         lnorm.set_num_threads(None)
 
 
-def test_import_pulls_in_nothing_but_the_package():
-    code = "import sys, numpy; before = set(sys.modules); import lnorm; print(*set(sys.modules) - before)"
+CALLS = {
+    "nothing": "pass",
+    "a planned call": "lnorm.layer_norm(numpy.ones((3, 4, 5)), numpy.ones(4)[:, None], axis=1)",
+    "a backward call": "lnorm.layer_norm_backward(numpy.ones((3, 4)), numpy.eye(3, 4), axis=0)",
+    "out": "lnorm.layer_norm(numpy.eye(3, 4), axis=0, out=numpy.eye(3, 4))",
+    "a layer": "lnorm.LayerNormalizationLayer(scale=numpy.ones(4))",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_import_and_calls_pull_in_nothing_but_the_package(call):
+    before = "import sys, numpy; before = set(sys.modules); import lnorm"
+    code = f"{before}; {CALLS[call]}; print(*set(sys.modules) - before)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", code],
